@@ -4,6 +4,7 @@
 // Fields() (see byte_io.h). Requests carry no descriptors; Started and Job carry exactly kOutputDescriptors, the
 // read ends of the job's stdout and stderr, in that order. Any change here changes kProtocolVersion.
 #pragma once
+#include <array>
 #include <compare>
 #include <cstdint>
 #include <optional>
@@ -38,75 +39,57 @@ constexpr bool IsUserName(std::string_view name) {
   return true;
 }
 
-// A job's name for its whole life. `id` counts from 1 for each user; a key is never used twice on one connection's
-// behalf while the broker still holds the job.
+// A job's name. `id` counts from 1 for each user; a key is free again only after Forget or a failed Start.
 struct JobKey {
   std::string user;
   uint64_t id = 0;
   auto operator<=>(const JobKey&) const = default;
   void Fields(auto& io) {
     io.String(user, kMaxUserName);
-    io.Number(id);
+    All(io, id);
     io.Check(IsUserName(user) && id != 0);
   }
 };
 
-// In a Start, 0 asks for the user's default. In a reply, the value the kernel gave back; kUnlimited for "max".
-struct Limits {
-  uint64_t cpu_quota_us = 0;  // cpu.max: microseconds of CPU time in each period
-  uint64_t cpu_period_us = 0;
-  uint64_t memory_bytes = 0;  // memory.max
-  uint64_t pids = 0;          // pids.max
-  uint64_t read_bytes = 0;    // io.max rbps, wbps, riops, wiops
-  uint64_t write_bytes = 0;
-  uint64_t read_ops = 0;
-  uint64_t write_ops = 0;
-  bool operator==(const Limits&) const = default;
-  void Fields(auto& io) {
-    for (uint64_t* field : {&cpu_quota_us, &cpu_period_us, &memory_bytes, &pids}) io.Number(*field);
-    for (uint64_t* field : {&read_bytes, &write_bytes, &read_ops, &write_ops}) io.Number(*field);
-  }
+// One number for each limit; a larger one is always looser. In a Start, 0 asks for the user's default. In a reply,
+// what the kernel gave back; kUnlimited for "max".
+enum LimitIndex : size_t {
+  kCpuLimit,        // cpu.max, in thousandths of one CPU, over periods of kCpuPeriodUs
+  kMemoryLimit,     // memory.max, bytes
+  kPidsLimit,       // pids.max
+  kReadBytesLimit,  // io.max rbps, wbps, riops, wiops: bytes and operations per second
+  kWriteBytesLimit,
+  kReadOpsLimit,
+  kWriteOpsLimit,
+  kLimitCount
 };
+using Limits = std::array<uint64_t, kLimitCount>;
+inline constexpr uint64_t kCpuPeriodUs = 200'000;
 
 // Bits of `missing` below: a controller that does not act on the job (--missing-controllers=warn only).
 enum Controller : uint8_t { kCpu = 1, kIo = 2, kMemory = 4, kPids = 8, kAllControllers = 15 };
 
-// The cgroup's counters. 0 where the kernel does not count it.
-struct Counters {
-  uint64_t cpu_user_us = 0;
-  uint64_t cpu_system_us = 0;
-  uint64_t memory_peak = 0;  // bytes
-  uint64_t read_bytes = 0;
-  uint64_t write_bytes = 0;
-  uint64_t pids_peak = 0;
-  void Fields(auto& io) {
-    for (uint64_t* field : {&cpu_user_us, &cpu_system_us, &memory_peak}) io.Number(*field);
-    for (uint64_t* field : {&read_bytes, &write_bytes, &pids_peak}) io.Number(*field);
-  }
-};
+// The cgroup's counters; 0 where the kernel does not count it. Times in microseconds, memory and io in bytes.
+enum CounterIndex : size_t { kCpuUser, kCpuSystem, kMemoryPeak, kReadBytes, kWriteBytes, kPidsPeak, kCounterCount };
+using Counters = std::array<uint64_t, kCounterCount>;
 
 enum class RequestType : uint8_t { kHello, kStart, kSignal, kKill, kUsage, kForget };
 inline constexpr size_t kRequestTypes = 6;
 enum class ReplyType : uint8_t { kWelcome = 64, kJob, kStarted, kFailed, kExited, kUsageIs };
 
-// What was being done when an operation failed. The first group happens in the broker, the second in the child.
+// What failed, beside an errno. From kSetUp on it happened in the child, between clone and exec.
 enum class Stage : uint8_t {
-  kUnknownUser,
-  kLimitAboveCeiling,
-  kTooManyJobs,
+  kUser,     // not in the users list
+  kCeiling,  // a limit asked for is above the user's
+  kJobs,     // the user has as many jobs as the list allows
   kCgroup,
   kLimits,
   kPipe,
   kClone,
   kSignal,
   kKill,
-  kSession,
-  kDescriptors,
-  kResourceLimits,
-  kOomScore,
-  kCapabilities,
-  kIdentity,
-  kNoNewPrivileges,
+  kSetUp,     // session, signals, descriptors, rlimits, oom_score_adj
+  kIdentity,  // groups, gid, uid, capabilities, no_new_privs
   kDirectory,
   kFilter,
   kExec
@@ -115,77 +98,66 @@ enum class Stage : uint8_t {
 struct Hello {
   static constexpr auto kType = RequestType::kHello;
   uint32_t version = kProtocolVersion;
-  void Fields(auto& io) { io.Number(version); }
+  void Fields(auto& io) { All(io, version); }
 };
-// argv[0] is looked up in the job's PATH unless it has a slash; env entries are NAME=VALUE and come after, and
-// instead of, the broker's own of the same name.
+// argv[0] is looked up in the job's PATH unless it has a slash. env entries are NAME=VALUE and replace the broker's own
+// of the same name.
 struct Start {
   static constexpr auto kType = RequestType::kStart;
   JobKey key;
-  Limits limits;
-  std::vector<std::string> argv;
-  std::vector<std::string> env;
+  Limits limits{};
+  std::vector<std::string> argv, env;
   void Fields(auto& io) {
-    key.Fields(io);
-    limits.Fields(io);
+    All(io, key, limits);
     io.Strings(argv, kMaxArguments, kMaxArgumentBytes);
-    io.Check(!argv.empty() && !argv[0].empty());
     io.Strings(env, kMaxEnvironment, kMaxEnvironmentBytes);
+    io.Check(!argv.empty() && !argv[0].empty());
     for (const std::string& entry : env) io.Check(entry.find('=') != std::string::npos && entry[0] != '=');
   }
 };
-// Sends `number` (1 to 64) to the job's main process. No reply unless it fails; on a job that has ended it fails
-// with ESRCH.
+// To the job's main process. No reply unless it fails; ESRCH when the process has ended.
 struct Signal {
   static constexpr auto kType = RequestType::kSignal;
   JobKey key;
-  uint8_t number = 0;
+  uint8_t number = 0;  // 1 to 64
   void Fields(auto& io) {
-    key.Fields(io);
-    io.Number(number);
+    All(io, key, number);
     io.Check(number >= 1 && number <= 64);
   }
 };
-// The requests that name a job and nothing else. Kill: SIGKILL to everything in the job's cgroup, no reply unless it
-// fails. Usage: answered by UsageIs. Forget: an ended job's record and descriptors, no reply.
+// Kill: SIGKILL to all of the job's cgroup; no reply unless it fails. Usage: answered by UsageIs. Forget: drops an
+// ended job's record and descriptors; no reply.
 template <RequestType type>
 struct JobRequest {
   static constexpr auto kType = type;
   JobKey key;
-  void Fields(auto& io) { key.Fields(io); }
+  void Fields(auto& io) { All(io, key); }
 };
 using Kill = JobRequest<RequestType::kKill>;
 using UsageRequest = JobRequest<RequestType::kUsage>;
 using Forget = JobRequest<RequestType::kForget>;
 using Request = std::variant<Hello, Start, Signal, Kill, UsageRequest, Forget>;
 
-// The answer to Hello; a Job (and its Exited, when it has ended) follows for every job the broker holds.
+// The answer to Hello. A Job, and its Exited when it has ended, follows for each of the job_count jobs the broker
+// holds.
 struct Welcome {
   static constexpr auto kType = ReplyType::kWelcome;
   uint32_t version = kProtocolVersion;
   uint8_t missing = 0;
-  uint32_t job_count = 0;  // how many Job messages follow
-  void Fields(auto& io) {
-    io.Number(version);
-    io.Number(missing);
-    io.Number(job_count);
-  }
+  uint32_t job_count = 0;
+  void Fields(auto& io) { All(io, version, missing, job_count); }
 };
-// A job that runs, with its effective limits. Started answers a Start; Job is a replay after Hello.
+// A job with its effective limits. Started answers a Start once exec succeeded; Job is the replay after Hello.
 template <ReplyType type>
-struct RunningJob {
+struct HeldJob {
   static constexpr auto kType = type;
   JobKey key;
-  Limits limits;
+  Limits limits{};
   uint8_t missing = 0;
-  void Fields(auto& io) {
-    key.Fields(io);
-    limits.Fields(io);
-    io.Number(missing);
-  }
+  void Fields(auto& io) { All(io, key, limits, missing); }
 };
-using Started = RunningJob<ReplyType::kStarted>;
-using Job = RunningJob<ReplyType::kJob>;
+using Started = HeldJob<ReplyType::kStarted>;
+using Job = HeldJob<ReplyType::kJob>;
 // A Start, Signal or Kill that did not succeed. After a failed Start the broker no longer knows the key.
 struct Failed {
   static constexpr auto kType = ReplyType::kFailed;
@@ -194,48 +166,33 @@ struct Failed {
   Stage stage = Stage::kCgroup;
   uint32_t error = 0;  // errno
   void Fields(auto& io) {
-    key.Fields(io);
-    io.Number(request);
-    io.Check(request <= RequestType::kForget);
-    io.Number(stage);
-    io.Check(stage <= Stage::kExec);
-    io.Number(error);
+    All(io, key, request, stage, error);
+    io.Check(request <= RequestType::kForget && stage <= Stage::kExec);
   }
 };
 enum class EndCause : uint8_t { kExited, kSignalled };
 enum class OomLevel : uint8_t { kNone, kJob, kUser };
-// Sent once for each job, when its cgroup is empty and removed.
+// Once for each job, when its cgroup is empty and removed.
 struct Exited {
   static constexpr auto kType = ReplyType::kExited;
   JobKey key;
   EndCause cause = EndCause::kExited;
   uint8_t value = 0;  // exit code or signal number
   uint8_t core_dumped = 0;
-  OomLevel oom_level = OomLevel::kNone;
+  OomLevel oom_level = OomLevel::kNone;  // whose memory limit the OOM killer acted for
   uint32_t oom_kills = 0;
   uint32_t leftovers = 0;  // processes alive when the main one ended, killed by the broker
-  Counters counters;
+  Counters counters{};
   void Fields(auto& io) {
-    key.Fields(io);
-    io.Number(cause);
-    io.Check(cause <= EndCause::kSignalled);
-    io.Number(value);
-    io.Number(core_dumped);
-    io.Number(oom_level);
-    io.Check(oom_level <= OomLevel::kUser);
-    io.Number(oom_kills);
-    io.Number(leftovers);
-    counters.Fields(io);
+    All(io, key, cause, value, core_dumped, oom_level, oom_kills, leftovers, counters);
+    io.Check(cause <= EndCause::kSignalled && oom_level <= OomLevel::kUser);
   }
 };
 struct UsageIs {
   static constexpr auto kType = ReplyType::kUsageIs;
   JobKey key;
-  Counters counters;
-  void Fields(auto& io) {
-    key.Fields(io);
-    counters.Fields(io);
-  }
+  Counters counters{};
+  void Fields(auto& io) { All(io, key, counters); }
 };
 using Reply = std::variant<Welcome, Job, Started, Failed, Exited, UsageIs>;
 

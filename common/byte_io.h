@@ -49,4 +49,18 @@ class ByteReader {
   bool ok_ = true;
 };
 
+// Numbers, enums, arrays of them and structs that have Fields, in order.
+void All(auto& io, auto&... fields) {
+  const auto one = [&io](auto& field) {
+    if constexpr (requires { field.Fields(io); }) {
+      field.Fields(io);
+    } else if constexpr (requires { field.size(); }) {
+      for (auto& number : field) io.Number(number);
+    } else {
+      io.Number(field);
+    }
+  };
+  (one(fields), ...);
+}
+
 }  // namespace jobworker

@@ -1,0 +1,200 @@
+#include "broker/spawn.h"
+
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/sched.h>
+#include <sys/capability.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <csignal>
+
+#include "broker/privileges.h"
+
+namespace jobworker {
+
+namespace {
+
+// All that the child needs, made before clone: after it, only async-signal-safe calls.
+struct Plan {
+  const User& user;
+  const std::vector<std::string>& candidates;
+  std::vector<char*> argv, envp;
+  cap_t no_capabilities;
+  int in, out, err, status;
+};
+
+struct Pipe {
+  UniqueFd read, write;
+};
+
+Result<Pipe> MakePipe() {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return ErrnoError("pipe2");
+  Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
+  // Non-blocking the read end alone: a job does not expect EAGAIN. The pipe is root's; a job that opens /dev/stderr
+  // anew needs the right to write to it.
+  if (fcntl(ends[0], F_SETFL, O_NONBLOCK) != 0 || fchmod(ends[1], 0622) != 0) return ErrnoError("set up a pipe");
+  return pipe;
+}
+
+std::vector<char*> Pointers(const std::vector<std::string>& strings) {
+  std::vector<char*> pointers;
+  for (const std::string& string : strings) pointers.push_back(const_cast<char*>(string.c_str()));
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+bool ResetSession() {
+  for (int number = 1; number < NSIG; ++number) (void)signal(number, SIG_DFL);
+  sigset_t none;
+  sigemptyset(&none);
+  umask(077);
+  return setsid() >= 0 && sigprocmask(SIG_SETMASK, &none, nullptr) == 0;
+}
+
+bool SetDescriptors(const Plan& plan) {
+  if (dup2(plan.in, 0) != 0 || dup2(plan.out, 1) != 1 || dup2(plan.err, 2) != 2) return false;
+  const auto status = static_cast<unsigned>(plan.status);
+  return (status == 3 || close_range(3, status - 1, 0) == 0) && close_range(status + 1, ~0U, 0) == 0;
+}
+
+bool SetResourceLimits(uint64_t pids) {
+  rlimit files{}, processes{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0 || getrlimit(RLIMIT_NPROC, &processes) != 0) return false;
+  files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1024);
+  processes.rlim_cur = processes.rlim_max = std::min<rlim_t>(processes.rlim_max, pids);  // behind pids.max, by uid
+  const rlimit no_core{0, 0};
+  return setrlimit(RLIMIT_NOFILE, &files) == 0 && setrlimit(RLIMIT_CORE, &no_core) == 0 &&
+         setrlimit(RLIMIT_NPROC, &processes) == 0;
+}
+
+// The broker may be protected from the OOM killer; its jobs must not be.
+bool ResetOomScore() {
+  const int file = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+  char sign = 0;
+  return file >= 0 && read(file, &sign, 1) == 1 && (sign != '-' || pwrite(file, "0", 1, 0) == 1);
+}
+
+bool EmptyBoundingSet() {
+  for (int cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
+    if (prctl(PR_CAPBSET_READ, cap) == 1 && prctl(PR_CAPBSET_DROP, cap) != 0) return false;
+  }
+  return true;
+}
+
+// Groups first, user last: after setresuid there is no right to the others. Read back, because a set*id call with -1
+// succeeds and changes nothing.
+bool BecomeUser(uid_t uid, gid_t gid) {
+  if (setgroups(0, nullptr) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0) return false;
+  uid_t uids[3] = {};
+  gid_t gids[3] = {};
+  if (getresuid(&uids[0], &uids[1], &uids[2]) != 0 || getresgid(&gids[0], &gids[1], &gids[2]) != 0) return false;
+  for (int i = 0; i < 3; ++i) {
+    if (uids[i] == 0 || uids[i] != uid || gids[i] == 0 || gids[i] != gid) return false;
+  }
+  return getgroups(0, nullptr) == 0;
+}
+
+void Exec(const Plan& plan) {
+  int worst = ENOENT;
+  for (const std::string& path : plan.candidates) {
+    (void)execve(path.c_str(), plan.argv.data(), plan.envp.data());
+    if (errno != ENOENT && errno != ENOTDIR) worst = errno;
+    if (worst != ENOENT && worst != EACCES) break;
+  }
+  errno = worst;
+}
+
+void Require(bool done, Stage stage, int status) {
+  if (done) return;
+  const ChildFailure failure{stage, errno};
+  (void)!write(status, &failure, sizeof(failure));
+  _exit(127);
+}
+
+[[noreturn]] void RunChild(const Plan& plan) {
+  Require(ResetSession() && SetDescriptors(plan), Stage::kSetUp, plan.status);
+  Require(SetResourceLimits(plan.user.ceiling[kPidsLimit]) && ResetOomScore(), Stage::kSetUp, plan.status);
+  Require(EmptyBoundingSet(), Stage::kIdentity, plan.status);
+  Require(BecomeUser(plan.user.uid, plan.user.gid), Stage::kIdentity, plan.status);
+  Require(cap_set_proc(plan.no_capabilities) == 0, Stage::kIdentity, plan.status);
+  Require(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, Stage::kIdentity, plan.status);
+  // As the user, so that a directory the user may not enter is not entered.
+  Require(chdir(plan.user.directory.c_str()) == 0, Stage::kDirectory, plan.status);
+  Require(RefuseNamespaces(), Stage::kFilter, plan.status);
+  Exec(plan);
+  Require(false, Stage::kExec, plan.status);
+  _exit(127);
+}
+
+}  // namespace
+
+std::vector<std::string> JobEnvironment(const User& user, const Start& start) {
+  std::vector<std::string> environment = {"PATH=/usr/local/bin:/usr/bin:/bin",
+                                          "HOME=" + user.directory,
+                                          "USER=" + start.key.user,
+                                          "LOGNAME=" + start.key.user,
+                                          "SHELL=/bin/sh",
+                                          "LANG=C.UTF-8",
+                                          "JOB_ID=" + std::to_string(start.key.id)};
+  for (const std::string& entry : start.env) {
+    const std::string name = entry.substr(0, entry.find('=') + 1);
+    std::erase_if(environment, [&](const std::string& other) { return other.starts_with(name); });
+    environment.push_back(entry);
+  }
+  return environment;
+}
+
+std::vector<std::string> ExecCandidates(const std::string& command, const std::vector<std::string>& environment) {
+  if (command.find('/') != std::string::npos) return {command};
+  std::vector<std::string> candidates;
+  for (const std::string& entry : environment) {
+    if (!entry.starts_with("PATH=")) continue;
+    for (size_t at = 5, end = 0; end != std::string::npos; at = end + 1) {
+      end = entry.find(':', at);
+      const std::string directory = entry.substr(at, end - at);
+      candidates.push_back((directory.empty() ? "." : directory) + "/" + command);
+    }
+  }
+  return candidates;
+}
+
+Result<Child> Spawn(const User& user, const Start& start, int leaf, Stage& failed) {
+  failed = Stage::kPipe;
+  Result<Pipe> out = MakePipe(), err = MakePipe(), status = MakePipe();
+  for (const Result<Pipe>* pipe : {&out, &err, &status}) {
+    if (!pipe->Ok()) return pipe->error();
+  }
+  const UniqueFd null(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  if (!null.IsOpen()) return ErrnoError("open /dev/null");
+  static const cap_t no_capabilities = cap_init();
+  const std::vector<std::string> environment = JobEnvironment(user, start);
+  const std::vector<std::string> candidates = ExecCandidates(start.argv[0], environment);
+  const Plan plan{user,
+                  candidates,
+                  Pointers(start.argv),
+                  Pointers(environment),
+                  no_capabilities,
+                  null.Get(),
+                  out.value().write.Get(),
+                  err.value().write.Get(),
+                  status.value().write.Get()};
+  failed = Stage::kClone;
+  int pidfd = -1;
+  clone_args arguments{};
+  arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP;
+  arguments.pidfd = reinterpret_cast<uintptr_t>(&pidfd);
+  arguments.exit_signal = SIGCHLD;
+  arguments.cgroup = static_cast<unsigned>(leaf);
+  const long pid = syscall(SYS_clone3, &arguments, sizeof(arguments));
+  if (pid == 0) RunChild(plan);
+  if (pid < 0) return ErrnoError("clone3");
+  return Child{
+      UniqueFd(pidfd), {std::move(out.value().read), std::move(err.value().read)}, std::move(status.value().read)};
+}
+
+}  // namespace jobworker

@@ -1,0 +1,38 @@
+// Birth of a job: one clone3 into its cgroup, then the steps that turn the child into the user's process.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "broker/users.h"
+#include "common/broker_protocol.h"
+#include "common/result.h"
+#include "common/unique_fd.h"
+
+namespace jobworker {
+
+// NAME=VALUE: the broker's own variables, replaced and followed by the request's.
+std::vector<std::string> JobEnvironment(const User& user, const Start& start);
+// The paths that exec tries for `command`, in order: those of PATH unless it has a slash.
+std::vector<std::string> ExecCandidates(const std::string& command, const std::vector<std::string>& environment);
+
+// What a child that cannot exec writes to its status pipe.
+struct ChildFailure {
+  Stage stage = Stage::kExec;
+  int error = 0;
+};
+
+// The read ends of a job's output, O_NONBLOCK.
+struct Output {
+  UniqueFd out, err;
+};
+
+struct Child {
+  UniqueFd pidfd;
+  Output output;
+  UniqueFd status;  // a ChildFailure, or end of file once exec succeeded
+};
+
+// Returns as soon as the child exists. `failed` says where it went wrong when it returns an error.
+Result<Child> Spawn(const User& user, const Start& start, int leaf, Stage& failed);
+
+}  // namespace jobworker

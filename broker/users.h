@@ -1,0 +1,48 @@
+// The root-owned list of the users whose jobs the broker runs: the only source of uids, directories and limits.
+#pragma once
+#include <sys/types.h>
+
+#include <map>
+#include <string>
+
+#include "common/broker_protocol.h"
+#include "common/result.h"
+#include "common/unique_fd.h"
+
+namespace jobworker {
+
+// One line of the list: NAME KEY=VALUE..., `#` starts a comment. uid= and gid= (from 1000) and dir= (absolute) are
+// required. cpu= (thousandths of a CPU), memory= (bytes), pids=, read-bytes=, write-bytes=, read-ops=, write-ops= (a
+// second) are ceilings for all of the user's jobs together; with `job-` before the key, the default of each job. They
+// take `max`. jobs= is how many jobs may run or wait for Forget.
+struct User {
+  uid_t uid = 0;
+  gid_t gid = 0;
+  std::string directory;
+  uint64_t max_jobs = 4096;
+  Limits ceiling{500, 134'217'728, 2048, kUnlimited, 1'048'576, kUnlimited, 120};
+  Limits job{kUnlimited, kUnlimited, 128, kUnlimited, kUnlimited, kUnlimited, kUnlimited};
+
+  // Set at start-up, beside the list: see cgroup.h.
+  UniqueFd cgroup;      // the user's directory
+  Limits applied{};     // the ceilings as the kernel took them
+  dev_t disk = 0;       // what io.max acts on
+  uint8_t missing = 0;  // bits of Controller
+  uint64_t job_count = 0;
+};
+using Users = std::map<std::string, User>;
+
+// alice, bob and carl, for a try-out: uids that no account range of Debian or systemd uses, under /var/lib/jobworker.
+Users BuiltInUsers();
+// Refuses a file that is not root's or that others can write. Errors name the line.
+Result<Users> LoadUsers(const std::string& path);
+Result<Users> ParseUsers(std::string_view text);
+
+// What was asked for, or the user's default where it was 0. EPERM when it is above the ceiling.
+Result<Limits> JobLimits(const User& user, const Limits& asked);
+
+// Makes the user's working directory if it is missing (0700, the user's; needs CAP_CHOWN) and refuses one that is not
+// the user's own or that others can write. Returns the device that it lies on.
+Result<dev_t> PrepareDirectory(const User& user);
+
+}  // namespace jobworker
