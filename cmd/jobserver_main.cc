@@ -1,0 +1,268 @@
+// jobserver: the unprivileged half of Job Worker that faces the network.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <grpcpp/grpcpp.h>
+#include <pwd.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "common/message_socket.h"
+#include "daemon/because.h"
+#include "daemon/broker_client.h"
+#include "daemon/confine.h"
+#include "daemon/event_loop.h"
+#include "daemon/files.h"
+#include "daemon/gate.h"
+#include "daemon/job_table.h"
+#include "daemon/log.h"
+#include "daemon/tls.h"
+#include "daemon/worker_service.h"
+
+namespace jobworker {
+namespace {
+
+// For a try-out, when there is no account of that name: an id that no account range of Debian or systemd uses.
+constexpr const char* kAccount = "jobworker";
+constexpr Account kTryOutAccount{70000, 70000};
+
+struct Options {
+  std::string listen = "127.0.0.1:57533", port_file, certs = "/etc/jobworker/certs", policy, run_as, broker_socket;
+  std::string cgroup_root, users, missing_controllers = "refuse";
+  double stop_grace = 5;
+};
+
+[[noreturn]] void Die(const std::string& what) {
+  (void)fprintf(stderr, "jobserver: %s\n", what.c_str());
+  exit(1);
+}
+
+template <class T>
+T OrDie(tl::expected<T, std::string> result) {
+  if (!result) Die(result.error());
+  if constexpr (!std::is_void_v<T>) return std::move(*result);
+}
+
+void AddOptions(CLI::App& app, Options& options) {
+  app.add_option("--listen", options.listen, "ADDR:PORT to listen on; port 0 picks one")->capture_default_str();
+  app.add_option("--port-file", options.port_file, "write the port to this file once it is open");
+  app.add_option("--certs", options.certs, "directory of ca.pem, worker.pem and worker-key.pem")->capture_default_str();
+  app.add_option("--policy", options.policy, "who may do what (built in: alice and bob everything, carl nothing)");
+  app.add_option("--run-as", options.run_as, "USER or UID:GID to become when started as root")->type_name("ACCOUNT");
+  app.add_option("--stop-grace", options.stop_grace, "seconds from SIGTERM to SIGKILL when a job is stopped")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 3600.0));
+  auto* socket = app.add_option("--broker-socket", options.broker_socket, "meet a jobbroker that runs by itself");
+  const auto* standalone = "Standalone (started as root, it starts its own jobbroker with these)";
+  app.add_option("--cgroup-root", options.cgroup_root, "cgroup v2 directory for the jobs")
+      ->group(standalone)
+      ->excludes(socket);
+  app.add_option("--users", options.users, "the users list (built in: alice, bob, carl)")
+      ->group(standalone)
+      ->excludes(socket);
+  app.add_option("--missing-controllers", options.missing_controllers, "refuse or warn")
+      ->group(standalone)
+      ->excludes(socket)
+      ->check(CLI::IsMember({"refuse", "warn"}));
+}
+
+// ADDR:PORT or [ADDR]:PORT. gRPC takes it as it is; the host is looked at for the published certificates.
+tl::expected<std::string, std::string> ListenHost(const std::string& listen) {
+  const size_t colon = listen.rfind(':');
+  const auto bad = [&] { return Because(fmt::format("--listen: '{}' is not ADDR:PORT or [ADDR]:PORT", listen)); };
+  if (colon == std::string::npos || colon == 0) return bad();
+  unsigned port = 0;
+  const auto [end, code] = std::from_chars(listen.data() + colon + 1, listen.data() + listen.size(), port);
+  if (code != std::errc() || end != listen.data() + listen.size() || port > 65535) return bad();
+  std::string host = listen.substr(0, colon);
+  const bool bracketed = host.front() == '[' && host.back() == ']';
+  if (!bracketed && host.find(':') != std::string::npos) return bad();
+  return bracketed ? host.substr(1, host.size() - 2) : host;
+}
+
+std::string BesideThisProgram(const char* name) {
+  char path[4096];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
+  const std::string self(path, size > 0 ? static_cast<size_t>(size) : 0);
+  return self.substr(0, self.rfind('/') + 1) + name;
+}
+
+// Root's last act: the broker on one end of a socketpair. Returns the other end.
+UniqueFd StartBroker(const Options& options, pid_t& broker) {
+  Result<std::pair<UniqueFd, UniqueFd>> pair = MessageSocketPair();
+  if (!pair.Ok()) Die(fmt::format("socketpair: {}", strerror(pair.error().code)));
+  const std::string program = BesideThisProgram("jobbroker");
+  if (access(program.c_str(), X_OK) != 0) {
+    Die(fmt::format("there is no {}: jobserver starts the jobbroker beside itself; install both together", program));
+  }
+  constexpr int kBrokerFd = 3;
+  std::vector<std::string> words = {program, "--fd", std::to_string(kBrokerFd),
+                                    "--missing-controllers=" + options.missing_controllers};
+  if (!options.cgroup_root.empty()) words.push_back("--cgroup-root=" + options.cgroup_root);
+  if (!options.users.empty()) words.push_back("--users=" + options.users);
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  broker = fork();
+  if (broker < 0) Die(fmt::format("fork: {}", strerror(errno)));
+  if (broker == 0) {
+    const int end = pair.value().second.Release();
+    sigset_t none;
+    sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, nullptr);
+    const bool placed = end == kBrokerFd ? fcntl(end, F_SETFD, 0) == 0 : dup2(end, kBrokerFd) == kBrokerFd;
+    if (placed) execv(program.c_str(), argv.data());
+    (void)fprintf(stderr, "jobserver: cannot run %s: %s\n", program.c_str(), strerror(errno));
+    _exit(1);
+  }
+  return std::move(pair.value().first);
+}
+
+Account AccountToBecome(const Options& options) {
+  if (!options.run_as.empty()) return OrDie(ParseAccount(options.run_as));
+  return getpwnam(kAccount) != nullptr ? OrDie(ParseAccount(kAccount)) : kTryOutAccount;
+}
+
+std::unique_ptr<grpc::Server> Listen(const Options& options, const TlsFiles& files, grpc::Service& service, int& port) {
+  grpc::SslServerCredentialsOptions tls(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  tls.pem_root_certs = files.authorities;
+  tls.pem_key_cert_pairs.push_back({files.key, files.certificate});
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(options.listen, grpc::SslServerCredentials(tls), &port);
+  builder.RegisterService(&service);
+  builder.SetMaxReceiveMessageSize(256 * 1024);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 * 1024);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  // Two servers that share a port by SO_REUSEPORT would each get some of the calls.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  return port != 0 ? std::move(server) : nullptr;
+}
+
+void Announce(const Options& options, UniqueFd port_file, int port) {
+  const std::string address = options.listen.substr(0, options.listen.rfind(':') + 1) + std::to_string(port);
+  const std::string line = std::to_string(port) + "\n";
+  if (port_file.IsOpen() && write(port_file.Get(), line.data(), line.size()) < 0)
+    Die("cannot write " + options.port_file);
+  Log("listening", {{"address", address}});
+  (void)sd_notify(0, "READY=1");
+}
+
+UniqueFd OpenPortFile(const Options& options) {
+  if (options.port_file.empty()) return {};
+  UniqueFd file(open(options.port_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  if (!file.IsOpen()) Die(fmt::format("--port-file {}: {}", options.port_file, strerror(errno)));
+  return file;
+}
+
+// Blocked in every thread and in the broker's child until it unblocks them: they are read from a descriptor.
+UniqueFd TakeSignals() {
+  sigset_t ends;
+  sigemptyset(&ends);
+  sigaddset(&ends, SIGTERM);
+  sigaddset(&ends, SIGINT);
+  (void)signal(SIGPIPE, SIG_IGN);
+  if (sigprocmask(SIG_BLOCK, &ends, nullptr) != 0) Die("sigprocmask");
+  UniqueFd signals(signalfd(-1, &ends, SFD_CLOEXEC));
+  if (!signals.IsOpen()) Die("signalfd");
+  return signals;
+}
+
+int Serve(const Options& options, const TlsFiles& files, Gate& gate, UniqueFd broker_socket, UniqueFd port_file,
+          const UniqueFd& signals) {
+  EventLoop loop;
+  int status = 0;
+  std::unique_ptr<grpc::Server> server;
+  std::thread shutdown;
+  JobTableLimits limits;
+  limits.stop_grace = std::chrono::milliseconds(static_cast<int64_t>(options.stop_grace * 1000));
+  JobTable* table = nullptr;
+  const auto end = [&] {
+    if (shutdown.joinable()) return;
+    (void)sd_notify(0, "STOPPING=1");
+    table->Abandon();
+    shutdown = std::thread([&] {
+      server->Shutdown(std::chrono::system_clock::now());
+      loop.Stop();
+    });
+  };
+  JobTable jobs(loop, limits, [&](const std::string& why) {
+    Log("broker gone", {{"reason", why}});
+    status = 1;
+    end();
+  });
+  table = &jobs;
+  BrokerClient broker(loop, std::move(broker_socket), jobs);
+  jobs.Use(broker);
+  const auto welcome = broker.Greet();
+  if (!welcome) Die(fmt::format("no broker to work with: {} (its own words are above or in its log)", welcome.error()));
+  WorkerService service(gate, loop, jobs);
+  int port = 0;
+  server = Listen(options, files, service, port);
+  if (server == nullptr) {
+    Die(
+        fmt::format("cannot listen on {}: the port is in use or the address is not this machine's; --listen takes "
+                    "another one",
+                    options.listen));
+  }
+  broker.Attach();
+  loop.Watch(signals.Get(), EPOLLIN, end);
+  Announce(options, std::move(port_file), port);
+  loop.Run();
+  shutdown.join();
+  Log("stopped", {});
+  return status;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("The network-facing half of Job Worker.\nExample: jobserver --certs certs", "jobserver");
+  app.set_version_flag("--version", JOBWORKER_VERSION);
+  AddOptions(app, options);
+  CLI11_PARSE(app, argc, argv);
+
+  if (getenv("GRPC_VERBOSITY") == nullptr) setenv("GRPC_VERBOSITY", "NONE", 1);
+  ForbidOldTls();
+  const std::string host = OrDie(ListenHost(options.listen));
+  const TlsFiles files = OrDie(LoadTlsFiles(options.certs, "worker"));
+  OrDie(CheckListenHost(host, files));
+  auto anchors = TrustAnchors::Parse(files.authorities);
+  if (!anchors) Die(options.certs + "/ca.pem: " + anchors.error());
+  Gate gate(*anchors, options.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(options.policy)));
+  UniqueFd port_file = OpenPortFile(options);
+  const UniqueFd signals = TakeSignals();
+
+  const bool root = geteuid() == 0;
+  if (!root && options.broker_socket.empty()) {
+    Die("start it as root (it starts a jobbroker and then becomes an unprivileged user), or give --broker-socket PATH");
+  }
+  pid_t broker = -1;
+  UniqueFd socket;
+  if (options.broker_socket.empty()) socket = StartBroker(options, broker);
+  if (root) OrDie(BecomeAccount(AccountToBecome(options)));
+  if (!options.broker_socket.empty()) socket = OrDie(BrokerClient::Meet(options.broker_socket));
+  OrDie(Confine());
+  const int status = Serve(options, files, gate, std::move(socket), std::move(port_file), signals);
+  // The broker has seen its socket close; it ends when every job and cgroup is gone.
+  if (broker > 0) (void)waitpid(broker, nullptr, 0);
+  return status;
+}
+
+}  // namespace
+}  // namespace jobworker
+
+int main(int argc, char** argv) { return jobworker::Main(argc, argv); }

@@ -1,0 +1,110 @@
+#include "daemon/event_loop.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+#include <system_error>
+
+namespace jobworker {
+
+namespace {
+
+int OrThrow(int fd, const char* what) {
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), what);
+  return fd;
+}
+
+}  // namespace
+
+EventLoop::EventLoop()
+    : epoll_(OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")),
+      wakeup_(OrThrow(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd")),
+      timer_(OrThrow(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create")) {
+  Watch(wakeup_.Get(), EPOLLIN, [this] { RunPosted(); });
+  Watch(timer_.Get(), EPOLLIN, [this] { RunTimers(); });
+}
+
+void EventLoop::Watch(int fd, uint32_t events, std::function<void()> ready) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  OrThrow(epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
+  watches_[fd] = std::move(ready);
+}
+
+void EventLoop::Rearm(int fd, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  OrThrow(epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event), "epoll_ctl");
+}
+
+void EventLoop::Unwatch(int fd) {
+  (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd, nullptr);
+  watches_.erase(fd);
+}
+
+void EventLoop::At(Clock::time_point when, std::function<void()> due) {
+  timers_.emplace(when, std::move(due));
+  ArmTimer();
+}
+
+void EventLoop::ArmTimer() {
+  itimerspec spec{};
+  if (!timers_.empty()) {
+    const auto since = timers_.begin()->first.time_since_epoch();
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since);
+    spec.it_value.tv_sec = seconds.count();
+    spec.it_value.tv_nsec = std::chrono::duration_cast<std::chrono::nanoseconds>(since - seconds).count();
+  }
+  OrThrow(timerfd_settime(timer_.Get(), TFD_TIMER_ABSTIME, &spec, nullptr), "timerfd_settime");
+}
+
+void EventLoop::Post(std::function<void()> work) {
+  {
+    const std::lock_guard lock(mutex_);
+    posted_.push_back(std::move(work));
+    if (posted_.size() > 1) return;  // the wake-up for the first is still unread
+  }
+  (void)eventfd_write(wakeup_.Get(), 1);
+}
+
+void EventLoop::Stop() {
+  Post([this] { running_ = false; });
+}
+
+void EventLoop::Run() {
+  while (running_) {
+    // One at a time: a callback may close a descriptor that another event of the same batch would name.
+    epoll_event event{};
+    if (epoll_wait(epoll_.Get(), &event, 1, -1) != 1) continue;
+    const auto watch = watches_.find(event.data.fd);
+    if (watch == watches_.end()) continue;
+    const std::function<void()> ready = watch->second;  // a copy: it may unwatch itself
+    ready();
+  }
+}
+
+void EventLoop::RunPosted() {
+  eventfd_t count = 0;
+  (void)eventfd_read(wakeup_.Get(), &count);
+  std::vector<std::function<void()>> work;
+  {
+    const std::lock_guard lock(mutex_);
+    work.swap(posted_);
+  }
+  for (const std::function<void()>& each : work) each();
+}
+
+void EventLoop::RunTimers() {
+  uint64_t expirations = 0;
+  (void)!read(timer_.Get(), &expirations, sizeof(expirations));
+  while (!timers_.empty() && timers_.begin()->first <= Clock::now()) {
+    const auto due = timers_.extract(timers_.begin());
+    due.mapped()();
+  }
+  ArmTimer();
+}
+
+}  // namespace jobworker

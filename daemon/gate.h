@@ -1,0 +1,32 @@
+// The one choke point: no method of the service does anything before Admit has let the call in.
+#pragma once
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <string>
+#include <tl/expected.hpp>
+
+#include "daemon/authorizer.h"
+#include "daemon/identity.h"
+
+namespace jobworker {
+
+class Gate {
+ public:
+  Gate(TrustAnchors anchors, Policy policy) : anchors_(std::move(anchors)), policy_(std::move(policy)) {}
+
+  // The calling user's name, or the status to end the call with: UNAUTHENTICATED without a usable identity,
+  // PERMISSION_DENIED without the right to `method` or with metadata that claims one. Every decision is logged with its
+  // reason. From any thread.
+  tl::expected<std::string, grpc::Status> Admit(const grpc::ServerContextBase& context, Method method);
+
+  // How many calls came with metadata that claimed a right.
+  [[nodiscard]] uint64_t forged() const { return forged_; }
+
+ private:
+  const TrustAnchors anchors_;
+  const Policy policy_;
+  std::atomic<uint64_t> forged_ = 0;
+};
+
+}  // namespace jobworker

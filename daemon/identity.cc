@@ -1,0 +1,93 @@
+#include "daemon/identity.h"
+
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+#include <openssl/x509v3.h>
+
+#include "common/broker_protocol.h"
+#include "daemon/because.h"
+
+namespace jobworker {
+
+namespace {
+
+template <class T, void (*destroy)(T*)>
+struct Destroy {
+  void operator()(T* object) const { destroy(object); }
+};
+using Certificate = std::unique_ptr<X509, Destroy<X509, X509_free>>;
+using StoreContext = std::unique_ptr<X509_STORE_CTX, Destroy<X509_STORE_CTX, X509_STORE_CTX_free>>;
+struct FreeBio {
+  void operator()(BIO* bio) const { BIO_free(bio); }
+};
+using Bio = std::unique_ptr<BIO, FreeBio>;
+
+Bio Borrow(std::string_view text) { return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
+
+// The CN's own bytes: a NUL or another alphabet in it must not get lost on the way.
+tl::expected<std::string, std::string> OnlyCommonName(X509* leaf) {
+  const X509_NAME* subject = X509_get_subject_name(leaf);
+  const int first = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
+  if (first < 0) return Because("the certificate has no common name");
+  if (X509_NAME_get_index_by_NID(subject, NID_commonName, first) >= 0) {
+    return Because("the certificate has more than one common name");
+  }
+  const ASN1_STRING* value = X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, first));
+  return std::string(reinterpret_cast<const char*>(ASN1_STRING_get0_data(value)),
+                     static_cast<size_t>(ASN1_STRING_length(value)));
+}
+
+bool IsForClients(X509* leaf) {
+  return (X509_get_extension_flags(leaf) & EXFLAG_XKUSAGE) != 0 &&
+         (X509_get_extended_key_usage(leaf) & XKU_SSL_CLIENT) != 0;
+}
+
+// Issued by an anchor itself: no untrusted certificate is offered to build a chain with.
+tl::expected<void, std::string> Verify(X509* leaf, const TrustAnchors& anchors, time_t now) {
+  const StoreContext context(X509_STORE_CTX_new());
+  if (!context || X509_STORE_CTX_init(context.get(), anchors.store(), leaf, nullptr) != 1) {
+    return Because("the certificate cannot be checked now");
+  }
+  X509_STORE_CTX_set_time(context.get(), 0, now);
+  X509_STORE_CTX_set_purpose(context.get(), X509_PURPOSE_SSL_CLIENT);
+  if (X509_verify_cert(context.get()) == 1) return {};
+  const int error = X509_STORE_CTX_get_error(context.get());
+  ERR_clear_error();
+  return Because(X509_verify_cert_error_string(error));
+}
+
+}  // namespace
+
+tl::expected<TrustAnchors, std::string> TrustAnchors::Parse(std::string_view pem) {
+  const std::shared_ptr<X509_STORE> store(X509_STORE_new(), X509_STORE_free);
+  const Bio bio = Borrow(pem);
+  int count = 0;
+  while (const Certificate anchor{PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr)}) {
+    if (X509_check_ca(anchor.get()) == 0) return Because("it has a certificate that is not an authority's");
+    X509_STORE_add_cert(store.get(), anchor.get());
+    ++count;
+  }
+  ERR_clear_error();
+  if (count == 0) return Because("it has no certificate in PEM form");
+  return TrustAnchors(store);
+}
+
+tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
+                                                    const std::vector<std::string_view>& common_names,
+                                                    const TrustAnchors& anchors, time_t now) {
+  if (leaf_pem.empty()) return Because("there is no client certificate");
+  const Certificate leaf(PEM_read_bio_X509(Borrow(leaf_pem).get(), nullptr, nullptr, nullptr));
+  if (!leaf) return Because("the certificate cannot be read");
+  auto name = OnlyCommonName(leaf.get());
+  if (!name) return name;
+  if (common_names.size() != 1 || common_names[0] != *name) return Because("the common name is ambiguous");
+  if (!IsUserName(*name)) return Because("the common name is not a user name ([a-z_][a-z0-9_-]{0,31})");
+  if (X509_check_ca(leaf.get()) != 0) return Because("it is an authority's certificate");
+  if (!IsForClients(leaf.get())) return Because("the certificate is not for client authentication");
+  const auto verified = Verify(leaf.get(), anchors, now);
+  if (!verified) return Because("the certificate is refused: " + verified.error());
+  return name;
+}
+
+}  // namespace jobworker

@@ -1,0 +1,87 @@
+#include "daemon/tls.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+
+#include <cstdlib>
+#include <ctime>
+#include <memory>
+
+#include "daemon/because.h"
+#include "daemon/files.h"
+#include "published_authority.h"
+
+namespace jobworker {
+
+namespace {
+
+using Certificate = std::unique_ptr<X509, decltype(&X509_free)>;
+
+Certificate Parse(std::string_view pem) {
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())),
+                                                      &BIO_free);
+  Certificate certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr), &X509_free);
+  ERR_clear_error();
+  return certificate;
+}
+
+bool IsLoopback(const std::string& host) {
+  in_addr v4{};
+  in6_addr v6{};
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return (ntohl(v4.s_addr) >> 24) == 127;
+  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6) != 0;
+  return host == "localhost";
+}
+
+}  // namespace
+
+void ForbidOldTls() {
+#ifdef OPENSSL_IS_BORINGSSL
+  setenv("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-AES256-CBC-SHA", 1);
+#else
+  setenv("GRPC_SSL_CIPHER_SUITES", "PSK-AES256-GCM-SHA384", 1);
+#endif
+}
+
+tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name) {
+  const std::string base = directory + "/" + name;
+  const auto authorities = ReadFile(directory + "/ca.pem", FileRule::kAny);
+  if (!authorities) return Because(authorities.error());
+  const auto certificate = ReadFile(base + ".pem", FileRule::kAny);
+  if (!certificate) return Because(certificate.error());
+  if (!Parse(*certificate)) return Because(base + ".pem is not a certificate in PEM form");
+  const auto rule = IsPublished(*certificate) ? FileRule::kAny : FileRule::kNobodyElseReads;
+  const auto key = ReadFile(base + "-key.pem", rule);
+  if (!key) return Because(key.error());
+  return TlsFiles{*authorities, *certificate, *key};
+}
+
+bool IsPublished(std::string_view certificate_pem) {
+  const Certificate authority = Parse(kPublishedAuthority);
+  const Certificate certificate = Parse(certificate_pem);
+  const bool issued =
+      authority && certificate && X509_verify(certificate.get(), X509_get0_pubkey(authority.get())) == 1;
+  ERR_clear_error();
+  return issued;
+}
+
+tl::expected<void, std::string> CheckListenHost(const std::string& host, const TlsFiles& files) {
+  if (IsLoopback(host) || !IsPublished(files.certificate)) return {};
+  return Because(
+      fmt::format("refusing to listen on {} with the published certificates: everybody has their keys. Make your own "
+                  "with scripts/make-certs DIR --host NAME --user NAME and pass --certs DIR, or listen on 127.0.0.1",
+                  host));
+}
+
+std::string ValidityProblem(std::string_view certificate_pem) {
+  const Certificate certificate = Parse(certificate_pem);
+  if (!certificate) return "it is not a certificate in PEM form";
+  if (X509_cmp_current_time(X509_get0_notAfter(certificate.get())) < 0) return "it has expired";
+  if (X509_cmp_current_time(X509_get0_notBefore(certificate.get())) > 0) return "it is not valid yet";
+  return "";
+}
+
+}  // namespace jobworker
