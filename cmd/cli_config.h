@@ -1,0 +1,56 @@
+// Which server, which profile, which certificates: flag > environment > the user's file > the machine's file > built
+// in.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "cmd/cli_options.h"
+#include "common/result.h"
+
+namespace jobworker {
+
+inline constexpr uint16_t kDefaultPort = 57533;
+
+// A host name or address, without brackets, and a port.
+struct Server {
+  std::string host;
+  uint16_t port = kDefaultPort;
+  // "localhost:57533", "[::1]:57533"
+  [[nodiscard]] std::string Name() const;
+  bool operator==(const Server&) const = default;
+};
+
+// HOST, HOST:PORT, ADDRESS, [IPv6], [IPv6]:PORT. error().what is a sentence that repeats `text`.
+Result<Server> ParseServer(std::string_view text, uint16_t default_port);
+
+struct ConfigFile {
+  std::optional<std::string> host;
+  std::optional<uint16_t> port;  // used when the host names none
+  std::optional<std::string> profile;
+  std::optional<std::string> certs;  // absolute; a relative one is taken from the file's own directory
+};
+
+// A file that is not there is an empty one. error().what names the file, and the line where there is one.
+Result<ConfigFile> ReadConfigFile(const std::filesystem::path& path);
+
+struct Settings {
+  Server server;
+  std::string profile;
+  std::optional<std::filesystem::path> certs;  // nothing: look in the usual places
+  std::string flags;                           // " -u bob -h host": what a follow-up command must repeat
+};
+
+// Null when the variable is not set; also used for XDG_CONFIG_HOME and HOME.
+using Environment = std::function<const char*(const char*)>;
+
+// $XDG_CONFIG_HOME/jobworker or ~/.config/jobworker; empty without a home.
+std::filesystem::path UserConfigDirectory(const Environment& environment);
+
+Result<Settings> FindSettings(const Options& options, const Environment& environment,
+                              const std::filesystem::path& machine_file);
+
+}  // namespace jobworker

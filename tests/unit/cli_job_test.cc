@@ -1,0 +1,140 @@
+#include "cmd/cli_job.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <thread>
+
+#include "cmd/cli_connection.h"
+#include "cmd/cli_text.h"
+#include "common/unique_fd.h"
+
+namespace jobworker {
+namespace {
+
+WorkerResponse Ended(JobEnd::Cause cause, int value) {
+  WorkerResponse response;
+  response.set_pid("3");
+  JobEnd& end = *response.mutable_end();
+  end.set_cause(cause);
+  if (cause == JobEnd::EXITED) end.set_exit_code(value);
+  if (cause == JobEnd::SIGNALLED) end.set_signal(value);
+  return response;
+}
+
+struct Outcome {
+  int status;
+  std::string words;
+};
+
+Outcome Show(const WorkerResponse& response) {
+  JobView job("alice", STDOUT_FILENO, STDERR_FILENO);
+  EXPECT_EQ(job.Show(response), 0);
+  EXPECT_TRUE(job.Ended());
+  return {job.ExitStatus(), job.DescribeEnd()};
+}
+
+TEST(JobView, PlainExitNeedsNoWords) {
+  EXPECT_EQ(Show(Ended(JobEnd::EXITED, 0)).words, "");
+  EXPECT_EQ(Show(Ended(JobEnd::EXITED, 7)).status, 7);
+  EXPECT_EQ(Show(Ended(JobEnd::EXITED, 7)).words, "");
+}
+
+TEST(JobView, SignalsAreNamed) {
+  WorkerResponse response = Ended(JobEnd::SIGNALLED, SIGTERM);
+  response.mutable_end()->set_stopped(true);
+  EXPECT_EQ(Show(response).status, 143);
+  EXPECT_EQ(Show(response).words, "job 3 was terminated by signal 15 (SIGTERM), stopped");
+  EXPECT_EQ(Show(Ended(JobEnd::SIGNALLED, 44)).words, "job 3 was terminated by signal 44");
+}
+
+TEST(JobView, OutOfMemorySaysWhoseLimit) {
+  WorkerResponse response = Ended(JobEnd::SIGNALLED, SIGKILL);
+  response.mutable_end()->set_oom_level(JobEnd::USER);
+  EXPECT_EQ(Show(response).status, 137);
+  EXPECT_EQ(Show(response).words, "job 3 was killed: out of memory (the limit of all alice's jobs together)");
+  response.mutable_end()->set_oom_level(JobEnd::JOB);
+  EXPECT_EQ(Show(response).words, "job 3 was killed: out of memory (the job's own limit)");
+}
+
+TEST(JobView, LeftoversAndUnknownEnds) {
+  WorkerResponse response = Ended(JobEnd::EXITED, 0);
+  response.mutable_end()->set_leftovers(2);
+  EXPECT_EQ(Show(response).words, "job 3 left 2 processes running, killed then");
+  EXPECT_EQ(Show(Ended(JobEnd::UNKNOWN, 0)).status, kOurFailure);
+  EXPECT_NE(Show(Ended(JobEnd::UNKNOWN, 0)).words, "");
+}
+
+TEST(JobView, BytesGoToTheirStreamUnchanged) {
+  int out[2];
+  int err[2];
+  ASSERT_EQ(pipe(out), 0);
+  ASSERT_EQ(pipe(err), 0);
+  const UniqueFd ends[] = {UniqueFd(out[0]), UniqueFd(out[1]), UniqueFd(err[0]), UniqueFd(err[1])};
+  JobView job("alice", out[1], err[1]);
+  const std::string bytes("\0\xff\x1b[31m\r\n", 9);
+  WorkerResponse response;
+  response.set_log(bytes);
+  ASSERT_EQ(job.Show(response), 0);
+  response.set_stream(STDERR);
+  ASSERT_EQ(job.Show(response), 0);
+  for (const int fd : {out[0], err[0]}) {
+    char buffer[64];
+    const ssize_t size = read(fd, buffer, sizeof buffer);
+    EXPECT_EQ(std::string(buffer, static_cast<size_t>(size)), bytes);
+  }
+}
+
+TEST(WriteFully, WaitsForASlowReaderOfANonBlockingPipe) {
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_NONBLOCK), 0);
+  const std::string bytes(1 << 20, 'x');
+  size_t received = 0;
+  std::thread reader([&, from = UniqueFd(ends[0])] {
+    fcntl(from.Get(), F_SETFL, 0);
+    char buffer[4096];
+    for (ssize_t size; (size = read(from.Get(), buffer, sizeof buffer)) > 0;) received += static_cast<size_t>(size);
+  });
+  EXPECT_EQ(WriteFully(ends[1], bytes), 0);
+  close(ends[1]);
+  reader.join();
+  EXPECT_EQ(received, bytes.size());
+}
+
+TEST(WriteFully, ReportsWhatFailed) {
+  const UniqueFd full(open("/dev/full", O_WRONLY | O_CLOEXEC));
+  EXPECT_EQ(WriteFully(full.Get(), "x"), ENOSPC);
+}
+
+TEST(Text, Escape) {
+  EXPECT_EQ(Escape("plain ~"), "plain ~");
+  EXPECT_EQ(Escape("\x1b[2J\n\x7f\xc2\x9b"), "\\x1b[2J\\x0a\\x7f\\xc2\\x9b");
+}
+
+TEST(Text, QuoteWord) {
+  EXPECT_EQ(QuoteWord("/usr/bin/ls"), "/usr/bin/ls");
+  EXPECT_EQ(QuoteWord(""), "''");
+  EXPECT_EQ(QuoteWord("a b$c"), "'a b$c'");
+  EXPECT_EQ(QuoteWord("it's"), "'it'\\''s'");
+}
+
+grpc::Status StartFailed(const std::string& stage, int error) {
+  StartFailure failure;
+  failure.set_stage(stage);
+  failure.set_error(error);
+  return {grpc::StatusCode::FAILED_PRECONDITION, "cannot start", failure.SerializeAsString()};
+}
+
+TEST(FailureExitStatus, TellsNotFoundFromNotExecutable) {
+  EXPECT_EQ(FailureExitStatus(StartFailed("exec", ENOENT)), 127);
+  EXPECT_EQ(FailureExitStatus(StartFailed("exec", EACCES)), 126);
+  EXPECT_EQ(FailureExitStatus(StartFailed("cgroup", ENOENT)), 125);
+  EXPECT_EQ(FailureExitStatus({grpc::StatusCode::NOT_FOUND, "x"}), 125);
+  EXPECT_EQ(FailureExitStatus({grpc::StatusCode::FAILED_PRECONDITION, "x", "not a message \xff"}), 125);
+}
+
+}  // namespace
+}  // namespace jobworker
