@@ -7,12 +7,6 @@
 namespace jobworker {
 namespace {
 
-std::string Unenforced(const WorkerResponse& response) {
-  std::string names;
-  for (const std::string& name : response.unenforced()) names += (names.empty() ? "" : ", ") + name;
-  return names;
-}
-
 std::string WhoseMemory(const JobEnd& end, const std::string& user) {
   return end.oom_level() == JobEnd::USER ? fmt::format("out of memory (the limit of all {}'s jobs together)", user)
                                          : "out of memory (the job's own limit)";
@@ -34,11 +28,15 @@ std::string HowItEnded(const JobEnd& end, const std::string& user) {
 
 }  // namespace
 
+void WarnUnenforced(const WorkerResponse& response) {
+  if (response.unenforced_size() == 0) return;
+  Say(fmt::format("the server does not enforce these limits on job {}: {}", response.pid(),
+                  fmt::join(response.unenforced(), ", ")));
+}
+
 int JobView::Show(const WorkerResponse& response) {
   if (id_.empty()) id_ = response.pid();
-  if (response.unenforced_size() > 0) {
-    Say(fmt::format("the server does not enforce these limits on job {}: {}", id_, Unenforced(response)));
-  }
+  WarnUnenforced(response);
   if (response.dropped() > 0) {
     Say(fmt::format("{} bytes of job {}'s output before this point are gone: it made more than the server keeps",
                     response.dropped(), id_));
@@ -56,9 +54,8 @@ int JobView::ExitStatus() const {
 std::string JobView::DescribeEnd() const {
   std::string text = HowItEnded(*end_, user_);
   if (end_->leftovers() > 0) {
-    const bool one = end_->leftovers() == 1;
-    text += fmt::format("{}left {} {} running, killed then", text.empty() ? "" : " and ", end_->leftovers(),
-                        one ? "process" : "processes");
+    text += fmt::format("{}left {} running; what was left has been killed", text.empty() ? "" : " and ",
+                        end_->leftovers() == 1 ? "1 process" : fmt::format("{} processes", end_->leftovers()));
   }
   return text.empty() ? "" : fmt::format("job {} {}", id_, text);
 }

@@ -11,6 +11,9 @@ inline constexpr int kOurFailure = 125;
 inline constexpr int kCannotExecute = 126;
 inline constexpr int kNotFound = 127;
 
+// Says on stderr which limits the response reports as not enforced, if any.
+void WarnUnenforced(const WorkerResponse& response);
+
 class JobView {
  public:
   // `out` and `err` stay the caller's.

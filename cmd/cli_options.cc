@@ -84,6 +84,8 @@ void TakeWords(std::vector<std::string> words, size_t from_end, Options& options
 
 std::string ErrorText(const CLI::App& app, const CLI::Error& error) {
   const auto chosen = app.get_subcommands();
+  if (chosen.empty() && error.get_name() == "RequiredError")
+    return "say what to do: start, stop or query; see jobworker --help";
   const std::string verb = chosen.empty() ? "" : " " + chosen[0]->get_name();
   return std::string(error.what()) + "; see jobworker" + verb + " --help";
 }

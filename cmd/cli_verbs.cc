@@ -114,6 +114,7 @@ int Follow(Call& call, const Responses& responses) {
 int PrintId(Call& call, const Responses& responses) {
   WorkerResponse response;
   if (!responses->Read(&response)) return call.Fail(responses->Finish());
+  WarnUnenforced(response);
   const int error = WriteFully(STDOUT_FILENO, response.pid() + "\n");
   call.context->TryCancel();
   return error == 0 ? 0 : WriteFailure(error);

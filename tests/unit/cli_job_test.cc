@@ -63,7 +63,7 @@ TEST(JobView, OutOfMemorySaysWhoseLimit) {
 TEST(JobView, LeftoversAndUnknownEnds) {
   WorkerResponse response = Ended(JobEnd::EXITED, 0);
   response.mutable_end()->set_leftovers(2);
-  EXPECT_EQ(Show(response).words, "job 3 left 2 processes running, killed then");
+  EXPECT_EQ(Show(response).words, "job 3 left 2 processes running; what was left has been killed");
   EXPECT_EQ(Show(Ended(JobEnd::UNKNOWN, 0)).status, kOurFailure);
   EXPECT_NE(Show(Ended(JobEnd::UNKNOWN, 0)).words, "");
 }
