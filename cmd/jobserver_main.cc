@@ -134,11 +134,8 @@ Account AccountToBecome(const Options& options) {
 }
 
 std::unique_ptr<grpc::Server> Listen(const Options& options, const TlsFiles& files, grpc::Service& service, int& port) {
-  grpc::SslServerCredentialsOptions tls(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  tls.pem_root_certs = files.authorities;
-  tls.pem_key_cert_pairs.push_back({files.key, files.certificate});
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(options.listen, grpc::SslServerCredentials(tls), &port);
+  builder.AddListeningPort(options.listen, ServerCredentials(files), &port);
   builder.RegisterService(&service);
   builder.SetMaxReceiveMessageSize(256 * 1024);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 * 1024);

@@ -38,6 +38,13 @@ bool ClaimsRight(const grpc::ServerContextBase& context) {
 
 }  // namespace
 
+std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const TlsFiles& files) {
+  grpc::SslServerCredentialsOptions options(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  options.pem_root_certs = files.authorities;
+  options.pem_key_cert_pairs.push_back({files.key, files.certificate});
+  return grpc::SslServerCredentials(options);
+}
+
 tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, Method method) {
   const MethodRow* row = FindMethod(method);
   const std::string_view name = row != nullptr ? row->name : "?";
@@ -53,8 +60,8 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
                               user.error()));
   }
   if (ClaimsRight(context)) {
-    ++forged_;
-    return refuse(*user, grpc::StatusCode::PERMISSION_DENIED, "metadata claims a right",
+    const std::string reason = fmt::format("metadata claims a right, {} such calls so far", ++forged_);
+    return refuse(*user, grpc::StatusCode::PERMISSION_DENIED, reason,
                   "metadata keys that begin with allow_ are refused: rights come from the certificate alone");
   }
   if (!policy_.Allows(*user, method)) {

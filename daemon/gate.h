@@ -3,13 +3,18 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <memory>
 #include <string>
 #include <tl/expected.hpp>
 
 #include "daemon/authorizer.h"
 #include "daemon/identity.h"
+#include "daemon/tls.h"
 
 namespace jobworker {
+
+// A client must show a certificate of one of files.authorities, or there is no connection.
+std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const TlsFiles& files);
 
 class Gate {
  public:

@@ -23,6 +23,11 @@ struct FreeBio {
 };
 using Bio = std::unique_ptr<BIO, FreeBio>;
 
+// gRPC's own calls on this thread take what is left in the queue for errors of theirs.
+struct ClearErrors {
+  ~ClearErrors() { ERR_clear_error(); }
+};
+
 Bio Borrow(std::string_view text) { return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
 
 // The CN's own bytes: a NUL or another alphabet in it must not get lost on the way.
@@ -52,14 +57,13 @@ tl::expected<void, std::string> Verify(X509* leaf, const TrustAnchors& anchors, 
   X509_STORE_CTX_set_time(context.get(), 0, now);
   X509_STORE_CTX_set_purpose(context.get(), X509_PURPOSE_SSL_CLIENT);
   if (X509_verify_cert(context.get()) == 1) return {};
-  const int error = X509_STORE_CTX_get_error(context.get());
-  ERR_clear_error();
-  return Because(X509_verify_cert_error_string(error));
+  return Because(X509_verify_cert_error_string(X509_STORE_CTX_get_error(context.get())));
 }
 
 }  // namespace
 
 tl::expected<TrustAnchors, std::string> TrustAnchors::Parse(std::string_view pem) {
+  const ClearErrors clear;
   const std::shared_ptr<X509_STORE> store(X509_STORE_new(), X509_STORE_free);
   const Bio bio = Borrow(pem);
   int count = 0;
@@ -68,7 +72,8 @@ tl::expected<TrustAnchors, std::string> TrustAnchors::Parse(std::string_view pem
     X509_STORE_add_cert(store.get(), anchor.get());
     ++count;
   }
-  ERR_clear_error();
+  const bool at_end = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+  if (!at_end) return Because("it has a certificate that cannot be read");
   if (count == 0) return Because("it has no certificate in PEM form");
   return TrustAnchors(store);
 }
@@ -76,6 +81,7 @@ tl::expected<TrustAnchors, std::string> TrustAnchors::Parse(std::string_view pem
 tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
                                                     const std::vector<std::string_view>& common_names,
                                                     const TrustAnchors& anchors, time_t now) {
+  const ClearErrors clear;
   if (leaf_pem.empty()) return Because("there is no client certificate");
   const Certificate leaf(PEM_read_bio_X509(Borrow(leaf_pem).get(), nullptr, nullptr, nullptr));
   if (!leaf) return Because("the certificate cannot be read");

@@ -1,15 +1,35 @@
 #include "daemon/log.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <ctime>
 #include <iterator>
 
 namespace jobworker {
 
 namespace {
+
 constexpr size_t kMaxValue = 256;
+
+// systemd.exec(5): JOURNAL_STREAM names the descriptor that systemd gave us. The journal stamps each line itself.
+bool GoesToJournal() {
+  const char* stream = getenv("JOURNAL_STREAM");
+  struct stat info {};
+  if (stream == nullptr || fstat(STDERR_FILENO, &info) != 0) return false;
+  return fmt::format("{}:{}", info.st_dev, info.st_ino) == stream;
 }
+
+std::string Timestamp() {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return fmt::format("{:%FT%T}.{:03}Z", fmt::gmtime(now.tv_sec), now.tv_nsec / 1'000'000);
+}
+
+}  // namespace
 
 std::string Escaped(std::string_view text) {
   std::string out;
@@ -31,6 +51,7 @@ std::string Escaped(std::string_view text) {
 void Log(std::string_view event, std::initializer_list<std::pair<std::string_view, std::string_view>> fields) {
   std::string line = fmt::format("jobserver: {}", event);
   for (const auto& [key, value] : fields) fmt::format_to(std::back_inserter(line), " {}={}", key, Escaped(value));
+  if (!GoesToJournal()) line += " time=" + Timestamp();
   line += '\n';
   (void)!write(STDERR_FILENO, line.data(), line.size());
 }

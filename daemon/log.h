@@ -11,7 +11,8 @@ namespace jobworker {
 // no text of a user's starts a line or moves a cursor. Cut after 256 bytes, with "..." to show it.
 std::string Escaped(std::string_view text);
 
-// Keys are ours, values are escaped. One write(2) for each line. From any thread.
+// Keys are ours, values are escaped. One write(2) for each line, which ends with time=… in UTC unless it goes to the
+// journal. From any thread.
 void Log(std::string_view event, std::initializer_list<std::pair<std::string_view, std::string_view>> fields);
 
 }  // namespace jobworker

@@ -20,12 +20,41 @@ namespace {
 
 using Certificate = std::unique_ptr<X509, decltype(&X509_free)>;
 
-Certificate Parse(std::string_view pem) {
-  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())),
-                                                      &BIO_free);
-  Certificate certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr), &X509_free);
+using Bio = std::unique_ptr<BIO, decltype(&BIO_free)>;
+
+Bio Borrow(std::string_view text) { return {BIO_new_mem_buf(text.data(), static_cast<int>(text.size())), &BIO_free}; }
+
+Certificate ReadCertificate(BIO* bio) {
+  Certificate certificate(PEM_read_bio_X509(bio, nullptr, nullptr, nullptr), &X509_free);
   ERR_clear_error();
   return certificate;
+}
+
+Certificate Parse(std::string_view pem) { return ReadCertificate(Borrow(pem).get()); }
+
+bool IsKeyOf(X509* certificate, std::string_view key_pem) {
+  // Without a callback of ours OpenSSL would ask the terminal for an encrypted key's passphrase.
+  pem_password_cb* const refuse = [](char*, int, int, void*) { return -1; };
+  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(
+      PEM_read_bio_PrivateKey(Borrow(key_pem).get(), nullptr, refuse, nullptr), &EVP_PKEY_free);
+  const bool fits = key && X509_check_private_key(certificate, key.get()) == 1;
+  ERR_clear_error();
+  return fits;
+}
+
+bool HasPublishedKey(X509* certificate) {
+  const Certificate authority = Parse(kPublishedAuthority);
+  const ASN1_BIT_STRING* published = X509_get0_pubkey_bitstr(authority.get());
+  return ASN1_STRING_cmp(X509_get0_pubkey_bitstr(certificate), published) == 0;
+}
+
+// Who trusts the published authority lets everybody in as any of its users, whatever certificate of one's own is shown.
+bool TrustsPublished(std::string_view authorities_pem) {
+  const Bio bio = Borrow(authorities_pem);
+  while (const Certificate authority = ReadCertificate(bio.get())) {
+    if (HasPublishedKey(authority.get())) return true;
+  }
+  return false;
 }
 
 bool IsLoopback(const std::string& host) {
@@ -52,10 +81,15 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
   if (!authorities) return Because(authorities.error());
   const auto certificate = ReadFile(base + ".pem", FileRule::kAny);
   if (!certificate) return Because(certificate.error());
-  if (!Parse(*certificate)) return Because(base + ".pem is not a certificate in PEM form");
+  const Certificate parsed = Parse(*certificate);
+  if (!parsed) return Because(base + ".pem is not a certificate in PEM form");
   const auto rule = IsPublished(*certificate) ? FileRule::kAny : FileRule::kNobodyElseReads;
   const auto key = ReadFile(base + "-key.pem", rule);
   if (!key) return Because(key.error());
+  if (!IsKeyOf(parsed.get(), *key)) {
+    return Because(fmt::format("{}-key.pem is not the unencrypted private key of {}.pem; take the two from one place",
+                               base, base));
+  }
   return TlsFiles{*authorities, *certificate, *key};
 }
 
@@ -69,7 +103,8 @@ bool IsPublished(std::string_view certificate_pem) {
 }
 
 tl::expected<void, std::string> CheckListenHost(const std::string& host, const TlsFiles& files) {
-  if (IsLoopback(host) || !IsPublished(files.certificate)) return {};
+  if (IsLoopback(host)) return {};
+  if (!IsPublished(files.certificate) && !TrustsPublished(files.authorities)) return {};
   return Because(
       fmt::format("refusing to listen on {} with the published certificates: everybody has their keys. Make your own "
                   "with scripts/make-certs DIR --host NAME --user NAME and pass --certs DIR, or listen on 127.0.0.1",

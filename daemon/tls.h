@@ -17,14 +17,15 @@ struct TlsFiles {
   std::string key;          // NAME-key.pem
 };
 
-// Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME-key.pem. A key that others can read is refused, a published one excepted.
+// Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME-key.pem. A key that others can read is refused, a published one excepted;
+// so is one that is not the certificate's.
 tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name);
 
 // Whether the certificate was issued by the authority whose certificates, with their keys, come with the sources.
 bool IsPublished(std::string_view certificate_pem);
 
-// A server with a published certificate may listen on loopback only: everybody has the users' keys. `host` is an
-// address or "localhost". The error says how to make certificates of one's own.
+// A server that shows a published certificate, or trusts their authority, may listen on loopback only: everybody has
+// the users' keys. `host` is an address or "localhost". The error says how to make certificates of one's own.
 tl::expected<void, std::string> CheckListenHost(const std::string& host, const TlsFiles& files);
 
 // When the certificate's validity ends and begins, against now: a sentence when it is not valid, empty when it is.
