@@ -136,8 +136,9 @@ Result<Limits> ApplyLimits(int directory, const Limits& limits, uint8_t missing,
   if (!text.empty()) applied[kCpuLimit] = ToNumber(text) / (kCpuPeriodUs / 1000);
   if (written.Ok()) written = write(kMemory, memory != kUnlimited, "memory.max", ToText(memory));
   if (!text.empty()) applied[kMemoryLimit] = ToNumber(text);
-  if (written.Ok()) written = write(kMemory, memory != kUnlimited, "memory.swap.max", "0");
-  if (!written.Ok() && written.error().code == ENOENT) written = Done{};  // a kernel without swap has no such file
+  // A kernel without swap has no such file.
+  const Status swap = written.Ok() ? write(kMemory, memory != kUnlimited, "memory.swap.max", "0") : Done{};
+  if (!swap.Ok() && swap.error().code != ENOENT) written = swap;
   if (written.Ok()) written = write(kPids, pids != kUnlimited, "pids.max", ToText(pids));
   if (!text.empty()) applied[kPidsLimit] = ToNumber(text);
   const std::string io = " rbps=" + ToText(limits[kReadBytesLimit]) + " wbps=" + ToText(limits[kWriteBytesLimit]) +

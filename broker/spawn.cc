@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <climits>
 #include <csignal>
 
 #include "broker/privileges.h"
@@ -150,7 +151,8 @@ std::vector<std::string> JobEnvironment(const User& user, const Start& start) {
 }
 
 std::vector<std::string> ExecCandidates(const std::string& command, const std::vector<std::string>& environment) {
-  if (command.find('/') != std::string::npos) return {command};
+  // A name that is too long for any file is not multiplied by the length of PATH.
+  if (command.find('/') != std::string::npos || command.size() > NAME_MAX) return {command};
   std::vector<std::string> candidates;
   for (const std::string& entry : environment) {
     if (!entry.starts_with("PATH=")) continue;
