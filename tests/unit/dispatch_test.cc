@@ -1,0 +1,41 @@
+#include "broker/dispatch.h"
+
+#include <gtest/gtest.h>
+
+namespace jobworker {
+namespace {
+
+// The rules in words, beside the table in broker/dispatch.h: each of its cells is compared.
+bool Allowed(State state, RequestType request) {
+  switch (request) {
+    case RequestType::kHello: return state == State::kNewPeer;
+    case RequestType::kStart: return state == State::kAbsent;
+    case RequestType::kSignal:
+    case RequestType::kKill:
+    case RequestType::kUsage: return state != State::kNewPeer && state != State::kAbsent;
+    case RequestType::kForget: return state == State::kEnded;
+  }
+  return false;
+}
+
+TEST(Dispatch, EveryCellOfTheTable) {
+  size_t cells = 0;
+  for (uint8_t state = 0; state < kStates; ++state) {
+    for (uint8_t request = 0; request < kRequestTypes; ++request, ++cells) {
+      const Verdict expected = Allowed(State{state}, RequestType{request}) ? Verdict::kAllowed : Verdict::kViolation;
+      EXPECT_EQ(Judge(State{state}, RequestType{request}), expected) << int{state} << " " << int{request};
+    }
+  }
+  EXPECT_EQ(cells, 36U);
+}
+
+template <size_t... index>
+constexpr bool TypesFollowTheVariant(std::index_sequence<index...>) {
+  return ((static_cast<size_t>(std::variant_alternative_t<index, Request>::kType) == index) && ...);
+}
+
+// The broker takes a request's column from its place in the variant.
+static_assert(TypesFollowTheVariant(std::make_index_sequence<kRequestTypes>{}));
+
+}  // namespace
+}  // namespace jobworker

@@ -1,0 +1,118 @@
+#include "common/message_socket.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cstring>
+#include <filesystem>
+
+#include "common/broker_protocol.h"
+
+namespace jobworker {
+namespace {
+
+size_t OpenDescriptors() {
+  size_t count = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) ++count;
+  return count;
+}
+
+class MessageSocket : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto pair = MessageSocketPair();
+    ASSERT_TRUE(pair.Ok());
+    a_ = std::move(pair.value().first);
+    b_ = std::move(pair.value().second);
+  }
+  Receive ReceiveAtB() { return ReceiveMessage(b_.Get(), buffer_, message_); }
+
+  UniqueFd a_, b_;
+  std::string buffer_ = std::string(kMaxMessageBytes, '\0');
+  std::string_view message_;
+};
+
+TEST_F(MessageSocket, ClosesOnExec) {
+  EXPECT_EQ(fcntl(a_.Get(), F_GETFD), FD_CLOEXEC);
+  EXPECT_EQ(fcntl(b_.Get(), F_GETFD), FD_CLOEXEC);
+}
+
+TEST_F(MessageSocket, KeepsTheBordersOfMessages) {
+  EXPECT_EQ(ReceiveAtB(), Receive::kNothingYet);
+  ASSERT_TRUE(SendMessage(a_.Get(), "one").Ok());
+  ASSERT_TRUE(SendMessage(a_.Get(), std::string_view("\0two", 4)).Ok());
+  ASSERT_EQ(ReceiveAtB(), Receive::kMessage);
+  EXPECT_EQ(message_, "one");
+  ASSERT_EQ(ReceiveAtB(), Receive::kMessage);
+  EXPECT_EQ(message_, std::string_view("\0two", 4));
+  EXPECT_EQ(ReceiveAtB(), Receive::kNothingYet);
+}
+
+TEST_F(MessageSocket, TheLargestMessagePassesAndOneByteMoreIsAViolation) {
+  ASSERT_TRUE(SendMessage(a_.Get(), std::string(kMaxMessageBytes, 'x')).Ok());
+  ASSERT_EQ(ReceiveAtB(), Receive::kMessage);
+  EXPECT_EQ(message_.size(), kMaxMessageBytes);
+  ASSERT_TRUE(SendMessage(a_.Get(), std::string(kMaxMessageBytes + 1, 'x')).Ok());
+  EXPECT_EQ(ReceiveAtB(), Receive::kViolation);
+}
+
+TEST_F(MessageSocket, AnEmptyDatagramAndAClosedPeerAreClosed) {
+  ASSERT_EQ(send(a_.Get(), "", 0, 0), 0);
+  EXPECT_EQ(ReceiveAtB(), Receive::kClosed);
+  ASSERT_TRUE(SendMessage(a_.Get(), "last").Ok());
+  a_.Reset();
+  EXPECT_EQ(ReceiveAtB(), Receive::kMessage);
+  EXPECT_EQ(ReceiveAtB(), Receive::kClosed);
+}
+
+TEST_F(MessageSocket, SendingToAClosedPeerIsAnErrorAndNoSignal) {
+  b_.Reset();
+  const Status sent = SendMessage(a_.Get(), "x");
+  ASSERT_FALSE(sent.Ok());
+  EXPECT_EQ(sent.error().code, EPIPE);
+}
+
+TEST_F(MessageSocket, SendingToAPeerThatDoesNotReadDoesNotBlock) {
+  Status sent = Done{};
+  while (sent.Ok()) sent = SendMessage(a_.Get(), std::string(1000, 'x'));
+  EXPECT_EQ(sent.error().code, EAGAIN);
+}
+
+TEST_F(MessageSocket, DescriptorsAreAViolationAndAreNotInstalled) {
+  const size_t before = OpenDescriptors();
+  for (const std::initializer_list<int>& descriptors : {std::initializer_list<int>{0}, {0, 1}}) {
+    ASSERT_TRUE(SendMessage(a_.Get(), "x", descriptors).Ok());
+    EXPECT_EQ(ReceiveAtB(), Receive::kViolation);
+  }
+  EXPECT_EQ(OpenDescriptors(), before);
+}
+
+TEST_F(MessageSocket, BothDescriptorsArriveInOrder) {
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd read_end(ends[0]), write_end(ends[1]);
+  ASSERT_TRUE(SendMessage(a_.Get(), "x", {read_end.Get(), write_end.Get()}).Ok());
+  char body[2];
+  iovec part{body, sizeof(body)};
+  alignas(cmsghdr) char control[CMSG_SPACE(kOutputDescriptors * sizeof(int))];
+  msghdr header{};
+  header.msg_iov = &part;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof(control);
+  ASSERT_EQ(recvmsg(b_.Get(), &header, MSG_CMSG_CLOEXEC), 1);
+  const cmsghdr* rights = CMSG_FIRSTHDR(&header);
+  ASSERT_NE(rights, nullptr);
+  ASSERT_EQ(rights->cmsg_len, CMSG_LEN(2 * sizeof(int)));
+  std::array<int, 2> got{};
+  std::memcpy(got.data(), CMSG_DATA(rights), sizeof(got));
+  const UniqueFd got_read(got[0]), got_write(got[1]);
+  EXPECT_EQ(write(got_write.Get(), "y", 1), 1);
+  EXPECT_EQ(read(got_read.Get(), body, 1), 1);
+  EXPECT_EQ(body[0], 'y');
+}
+
+}  // namespace
+}  // namespace jobworker
