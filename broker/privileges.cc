@@ -42,15 +42,16 @@ int AddRefusals(scmp_filter_ctx filter) {
     const int number = seccomp_syscall_resolve_name(name.c_str());
     if (number != __NR_SCMP_ERROR) failed |= seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), number, 0);
   }
-  // Typing into somebody's terminal. The kernel looks at 32 bits of the request, so do we.
+  // Of these two arguments the kernel looks at 32 bits, so do we: else bit 32 would be a way past the filter.
+  // First, typing into somebody's terminal.
   for (const int request : {TIOCSTI, TIOCLINUX}) {
-    failed |= seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1,
-                               SCMP_A1(SCMP_CMP_MASKED_EQ, UINT32_MAX, static_cast<scmp_datum_t>(request)));
+    const scmp_arg_cmp is{1, SCMP_CMP_MASKED_EQ, UINT32_MAX, static_cast<scmp_datum_t>(request)};
+    failed |= seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, &is);
   }
   for (unsigned family = 0; family < AF_MAX; ++family) {
     if (family == AF_UNIX || family == AF_INET || family == AF_INET6 || family == AF_NETLINK) continue;
-    failed |=
-        seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0_32(SCMP_CMP_EQ, family));
+    const scmp_arg_cmp is{0, SCMP_CMP_MASKED_EQ, UINT32_MAX, family};
+    failed |= seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, &is);
   }
   return failed;
 }

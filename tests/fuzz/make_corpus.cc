@@ -1,0 +1,82 @@
+// Writes the seed corpus: make_corpus tests/fuzz/corpus. Run it again, and check in what it writes, when the protocol
+// changes.
+#include <filesystem>
+#include <fstream>
+
+#include "common/broker_protocol.h"
+
+namespace jobworker {
+namespace {
+
+std::filesystem::path root;
+
+void Write(const char* target, const std::string& name, const std::string& bytes) {
+  std::filesystem::create_directories(root / target);
+  std::ofstream(root / target / name, std::ios::binary) << bytes;
+}
+
+const JobKey kKey{"alice", 7};
+const JobKey kLongest{std::string(kMaxUserName, 'a'), UINT64_MAX};
+
+void WriteRequests() {
+  Write("request", "hello", Encode(Hello{}));
+  Write("request", "hello-other-version", Encode(Hello{UINT32_MAX}));
+  Write("request", "start", Encode(Start{kKey, {}, {"ls", "-l", ""}, {}}));
+  Write("request", "start-limits", Encode(Start{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, {"/bin/true"}, {}}));
+  Write("request", "start-environment", Encode(Start{kLongest, {}, {"env"}, {"A=1", "B=", "C==x"}}));
+  Write("request", "start-many", Encode(Start{kKey, {}, std::vector<std::string>(40, "x"), {"A=1", "A=2", "A=3"}}));
+  Write("request", "signal", Encode(Signal{kKey, 15}));
+  Write("request", "signal-64", Encode(Signal{kLongest, 64}));
+  Write("request", "kill", Encode(Kill{kKey}));
+  Write("request", "usage", Encode(UsageRequest{kKey}));
+  Write("request", "forget", Encode(Forget{kLongest}));
+  Write("request", "bad-user", Encode(Kill{{"../../etc", 1}}));
+  Write("request", "bad-user-nul", Encode(Kill{{std::string("a\0b", 3), 1}}));
+  Write("request", "bad-id", Encode(Kill{{"alice", 0}}));
+  Write("request", "bad-signal", Encode(Signal{kKey, 65}));
+  Write("request", "bad-no-words", Encode(Start{kKey, {}, {}, {}}));
+  Write("request", "bad-environment", Encode(Start{kKey, {}, {"x"}, {"=A"}}));
+  Write("request", "bad-tail", Encode(Kill{kKey}) + "x");
+  Write("request", "bad-cut", Encode(Kill{kKey}).substr(0, 12));
+}
+
+void WriteReplies() {
+  const Limits limits{500, 4096, 10, 1, 2, 3, kUnlimited};
+  Write("reply", "welcome", Encode(Welcome{kProtocolVersion, kAllControllers, UINT32_MAX}));
+  Write("reply", "job", Encode(Job{kLongest, limits, kIo}));
+  Write("reply", "started", Encode(Started{kKey, limits, 0}));
+  for (const Stage stage : {Stage::kUser, Stage::kClone, Stage::kExec}) {
+    Write("reply", "failed-" + std::to_string(static_cast<int>(stage)),
+          Encode(Failed{kKey, RequestType::kStart, stage, 2}));
+  }
+  Write("reply", "failed-kill", Encode(Failed{kKey, RequestType::kKill, Stage::kKill, 3}));
+  Write("reply", "exited", Encode(Exited{kKey, EndCause::kExited, 3, 0, OomLevel::kNone, 0, 0, {1, 2, 3, 4, 5, 6}}));
+  Write("reply", "exited-oom", Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, {}}));
+  Write("reply", "usage", Encode(UsageIs{kKey, {1, 2, 3, 4, 5, UINT64_MAX}}));
+  Write("reply", "bad-stage", Encode(Failed{kKey, RequestType::kStart, Stage{14}, 2}));
+  Write("reply", "bad-cause", Encode(Exited{kKey, EndCause{2}, 3, 0, OomLevel::kNone, 0, 0, {}}));
+  Write("reply", "bad-tail", Encode(UsageIs{kKey, {}}) + "x");
+}
+
+void WriteUsers() {
+  Write("users", "one", "alice uid=1000 gid=1000 dir=/a\n");
+  Write("users", "all",
+        "# people\nalice uid=70001 gid=70001 dir=/srv/alice jobs=7 cpu=1500 memory=1 pids=2 read-bytes=3 write-bytes=4 "
+        "read-ops=5 write-ops=max job-cpu=max job-memory=8 job-pids=9 # rest\n\n\tbob uid=70002 gid=70002 dir=/b\n");
+  Write("users", "bad-uid", "a uid=0 gid=1000 dir=/a\n");
+  Write("users", "bad-minus-one", "a uid=4294967295 gid=1000 dir=/a\n");
+  Write("users", "bad-twice", "a uid=1000 gid=1000 dir=/a\na uid=1001 gid=1001 dir=/b\n");
+  Write("users", "bad-key", "a uid=1000 gid=1000 dir=/a color=red\n");
+}
+
+}  // namespace
+}  // namespace jobworker
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  jobworker::root = argv[1];
+  jobworker::WriteRequests();
+  jobworker::WriteReplies();
+  jobworker::WriteUsers();
+  return 0;
+}
