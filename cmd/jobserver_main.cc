@@ -15,6 +15,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <optional>
 #include <thread>
 
 #include "common/message_socket.h"
@@ -117,6 +119,7 @@ UniqueFd StartBroker(const Options& options, pid_t& broker) {
   if (broker < 0) Die(fmt::format("fork: {}", strerror(errno)));
   if (broker == 0) {
     const int end = pair.value().second.Release();
+    (void)setsid();  // a terminal's Ctrl-C is for this program alone: it ends the broker in its own order
     sigset_t none;
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -128,7 +131,8 @@ UniqueFd StartBroker(const Options& options, pid_t& broker) {
   return std::move(pair.value().first);
 }
 
-Account AccountToBecome(const Options& options) {
+std::optional<Account> AccountToBecome(const Options& options) {
+  if (geteuid() != 0) return std::nullopt;
   if (!options.run_as.empty()) return OrDie(ParseAccount(options.run_as));
   return getpwnam(kAccount) != nullptr ? OrDie(ParseAccount(kAccount)) : kTryOutAccount;
 }
@@ -138,6 +142,9 @@ std::unique_ptr<grpc::Server> Listen(const Options& options, const TlsFiles& fil
   builder.AddListeningPort(options.listen, ServerCredentials(files), &port);
   builder.RegisterService(&service);
   builder.SetMaxReceiveMessageSize(256 * 1024);
+  for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  }
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 * 1024);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096);
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10'000);
@@ -150,18 +157,21 @@ std::unique_ptr<grpc::Server> Listen(const Options& options, const TlsFiles& fil
   return port != 0 ? std::move(server) : nullptr;
 }
 
-void Announce(const Options& options, UniqueFd port_file, int port) {
+tl::expected<void, std::string> Announce(const Options& options, const UniqueFd& port_file, int port) {
   const std::string address = options.listen.substr(0, options.listen.rfind(':') + 1) + std::to_string(port);
   const std::string line = std::to_string(port) + "\n";
-  if (port_file.IsOpen() && write(port_file.Get(), line.data(), line.size()) < 0)
-    Die("cannot write " + options.port_file);
+  if (port_file.IsOpen() && write(port_file.Get(), line.data(), line.size()) < 0) {
+    return Because(fmt::format("--port-file {}: {}", options.port_file, strerror(errno)));
+  }
   Log("listening", {{"address", address}});
   (void)sd_notify(0, "READY=1");
+  return {};
 }
 
+// Opened while there is the right to, written when the port is open: until then it is empty.
 UniqueFd OpenPortFile(const Options& options) {
   if (options.port_file.empty()) return {};
-  UniqueFd file(open(options.port_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  UniqueFd file(open(options.port_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644));
   if (!file.IsOpen()) Die(fmt::format("--port-file {}: {}", options.port_file, strerror(errno)));
   return file;
 }
@@ -170,8 +180,7 @@ UniqueFd OpenPortFile(const Options& options) {
 UniqueFd TakeSignals() {
   sigset_t ends;
   sigemptyset(&ends);
-  sigaddset(&ends, SIGTERM);
-  sigaddset(&ends, SIGINT);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
   (void)signal(SIGPIPE, SIG_IGN);
   if (sigprocmask(SIG_BLOCK, &ends, nullptr) != 0) Die("sigprocmask");
   UniqueFd signals(signalfd(-1, &ends, SFD_CLOEXEC));
@@ -179,50 +188,69 @@ UniqueFd TakeSignals() {
   return signals;
 }
 
-int Serve(const Options& options, const TlsFiles& files, Gate& gate, UniqueFd broker_socket, UniqueFd port_file,
-          const UniqueFd& signals) {
+// The calls in progress are told, and get a second to take it; then the loop that answers them ends.
+void EndServer(grpc::Server& server, EventLoop& loop) {
+  server.Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  loop.Stop();
+}
+
+// Until a signal, or until the broker is gone. Returns the exit status, or why it could not serve.
+tl::expected<int, std::string> Serve(const Options& options, const TlsFiles& files, Gate& gate, UniqueFd broker_socket,
+                                     const UniqueFd& port_file, const UniqueFd& signals) {
   EventLoop loop;
   int status = 0;
-  std::unique_ptr<grpc::Server> server;
-  std::thread shutdown;
+  std::function<void()> end;
   JobTableLimits limits;
   limits.stop_grace = std::chrono::milliseconds(static_cast<int64_t>(options.stop_grace * 1000));
-  JobTable* table = nullptr;
-  const auto end = [&] {
-    if (shutdown.joinable()) return;
-    (void)sd_notify(0, "STOPPING=1");
-    table->Abandon();
-    shutdown = std::thread([&] {
-      server->Shutdown(std::chrono::system_clock::now());
-      loop.Stop();
-    });
-  };
   JobTable jobs(loop, limits, [&](const std::string& why) {
     Log("broker gone", {{"reason", why}});
     status = 1;
     end();
   });
-  table = &jobs;
   BrokerClient broker(loop, std::move(broker_socket), jobs);
   jobs.Use(broker);
   const auto welcome = broker.Greet();
-  if (!welcome) Die(fmt::format("no broker to work with: {} (its own words are above or in its log)", welcome.error()));
+  if (!welcome) {
+    return Because(fmt::format("no broker to work with: {} (its own words are above or in its log)", welcome.error()));
+  }
   WorkerService service(gate, loop, jobs);
   int port = 0;
-  server = Listen(options, files, service, port);
+  const std::unique_ptr<grpc::Server> server = Listen(options, files, service, port);
   if (server == nullptr) {
-    Die(
-        fmt::format("cannot listen on {}: the port is in use or the address is not this machine's; --listen takes "
-                    "another one",
+    return Because(
+        fmt::format("cannot listen on {}: the port is in use, or the address is not this machine's; --listen "
+                    "takes another one",
                     options.listen));
   }
-  broker.Attach();
-  loop.Watch(signals.Get(), EPOLLIN, end);
-  Announce(options, std::move(port_file), port);
+  std::thread shutdown;
+  end = [&] {
+    if (shutdown.joinable()) return;
+    (void)sd_notify(0, "STOPPING=1");
+    jobs.Close();
+    shutdown = std::thread([&] { EndServer(*server, loop); });
+  };
+  if (!broker.Attach() || !loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
+  if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
   loop.Run();
   shutdown.join();
   Log("stopped", {});
   return status;
+}
+
+// All that happens once root's last act is done.
+tl::expected<int, std::string> BecomeServer(const Options& options, const std::optional<Account>& account,
+                                            const TlsFiles& files, Gate& gate, UniqueFd broker_socket,
+                                            const UniqueFd& port_file, const UniqueFd& signals) {
+  if (account) {
+    if (const auto become = BecomeAccount(*account); !become) return Because(become.error());
+  }
+  if (!options.broker_socket.empty()) {
+    auto met = BrokerClient::Meet(options.broker_socket);
+    if (!met) return Because(met.error());
+    broker_socket = std::move(*met);
+  }
+  if (const auto confined = Confine(); !confined) return Because(confined.error());
+  return Serve(options, files, gate, std::move(broker_socket), port_file, signals);
 }
 
 int Main(int argc, char** argv) {
@@ -240,23 +268,20 @@ int Main(int argc, char** argv) {
   auto anchors = TrustAnchors::Parse(files.authorities);
   if (!anchors) Die(options.certs + "/ca.pem: " + anchors.error());
   Gate gate(*anchors, options.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(options.policy)));
-  UniqueFd port_file = OpenPortFile(options);
-  const UniqueFd signals = TakeSignals();
-
-  const bool root = geteuid() == 0;
-  if (!root && options.broker_socket.empty()) {
+  const bool standalone = options.broker_socket.empty();
+  if (standalone && geteuid() != 0) {
     Die("start it as root (it starts a jobbroker and then becomes an unprivileged user), or give --broker-socket PATH");
   }
+  const std::optional<Account> account = AccountToBecome(options);
+  const UniqueFd port_file = OpenPortFile(options);
+  const UniqueFd signals = TakeSignals();
   pid_t broker = -1;
-  UniqueFd socket;
-  if (options.broker_socket.empty()) socket = StartBroker(options, broker);
-  if (root) OrDie(BecomeAccount(AccountToBecome(options)));
-  if (!options.broker_socket.empty()) socket = OrDie(BrokerClient::Meet(options.broker_socket));
-  OrDie(Confine());
-  const int status = Serve(options, files, gate, std::move(socket), std::move(port_file), signals);
+  UniqueFd socket = standalone ? StartBroker(options, broker) : UniqueFd();
+  const auto served = BecomeServer(options, account, files, gate, std::move(socket), port_file, signals);
   // The broker has seen its socket close; it ends when every job and cgroup is gone.
-  if (broker > 0) (void)waitpid(broker, nullptr, 0);
-  return status;
+  while (broker > 0 && waitpid(broker, nullptr, 0) < 0 && errno == EINTR) continue;
+  if (!served) Die(served.error());
+  return *served;
 }
 
 }  // namespace

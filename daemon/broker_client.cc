@@ -87,7 +87,7 @@ tl::expected<UniqueFd, std::string> BrokerClient::Meet(const std::string& path) 
 }
 
 BrokerClient::BrokerClient(EventLoop& loop, UniqueFd socket, BrokerEvents& events)
-    : loop_(loop), socket_(std::move(socket)), events_(events) {}
+    : loop_(loop), socket_(std::move(socket)), events_(events), buffer_(kMaxMessageBytes, '\0') {}
 
 tl::expected<Welcome, std::string> BrokerClient::Greet() {
   Send(Encode(Hello{}));
@@ -112,25 +112,28 @@ tl::expected<Welcome, std::string> BrokerClient::Greet() {
   return *welcome;
 }
 
-void BrokerClient::Attach() {
-  attached_ = true;
-  loop_.Watch(socket_.Get(), Interest(), [this] { Ready(); });
+bool BrokerClient::Attach() {
+  attached_ = loop_.Watch(socket_.Get(), Interest(), [this] { Ready(); });
+  return attached_;
 }
 
 tl::expected<std::optional<BrokerClient::Received>, std::string> BrokerClient::Receive() {
-  std::string buffer(kMaxMessageBytes, '\0');
   std::vector<UniqueFd> descriptors;
   int flags = 0;
-  const ssize_t size = ReceiveWithDescriptors(socket_.Get(), buffer, descriptors, flags);
+  const ssize_t size = ReceiveWithDescriptors(socket_.Get(), buffer_, descriptors, flags);
   if (size < 0 && errno == EAGAIN) return std::nullopt;
   if (size <= 0) return Because("the broker closed the connection");
-  if ((flags & MSG_CTRUNC) != 0) return Because("too few descriptors are free for the broker's (RLIMIT_NOFILE)");
   std::optional<Reply> reply;
-  if ((flags & MSG_TRUNC) == 0) reply = Decode<Reply>(std::string_view(buffer).substr(0, static_cast<size_t>(size)));
-  if (!reply || descriptors.size() != ExpectedDescriptors(*reply)) {
+  if ((flags & MSG_TRUNC) == 0) reply = Decode<Reply>(std::string_view(buffer_).substr(0, static_cast<size_t>(size)));
+  const size_t expected = reply ? ExpectedDescriptors(*reply) : 0;
+  // The control buffer has room for all that a message can carry: what is cut found no free descriptor here
+  // (RLIMIT_NOFILE). That costs the one job, not the connection.
+  const bool lost = (flags & MSG_CTRUNC) != 0 && expected != 0;
+  if (!reply || (descriptors.size() != expected && !lost)) {
     return Because("the broker sent something that is not in the protocol");
   }
   Received received{std::move(*reply), {}};
+  if (lost) return received;
   std::move(descriptors.begin(), descriptors.end(), received.pipes.begin());
   return received;
 }
@@ -143,6 +146,8 @@ void BrokerClient::Dispatch(Received& received) {
   }
   if (const Failed* failed = std::get_if<Failed>(&reply)) return events_.OnFailed(*failed);
   if (const Exited* exited = std::get_if<Exited>(&reply)) return events_.OnExited(*exited);
+  if (const UsageIs* usage = std::get_if<UsageIs>(&reply)) return events_.OnUsage(*usage);
+  Drop("the broker said Welcome twice");
 }
 
 void BrokerClient::Ready() {

@@ -11,7 +11,7 @@
 
 namespace jobworker {
 
-// The read ends of a job's stdout and stderr, O_NONBLOCK.
+// The read ends of a job's stdout and stderr, O_NONBLOCK. Both closed when this process had no descriptors free.
 using OutputPipes = std::array<UniqueFd, kOutputDescriptors>;
 
 // "exec", "cgroup", …: for logs and for StartFailure in the API.
@@ -25,6 +25,7 @@ class BrokerEvents {
   virtual void OnStarted(const Started& started, OutputPipes pipes) = 0;
   virtual void OnFailed(const Failed& failed) = 0;
   virtual void OnExited(const Exited& exited) = 0;
+  virtual void OnUsage(const UsageIs& usage) = 0;
   // The connection is gone, or the broker broke the protocol. Nothing comes after it.
   virtual void OnBrokerGone(const std::string& why) = 0;
 };
@@ -39,13 +40,14 @@ class BrokerClient {
 
   // Says Hello and takes in every job that the broker holds, blocking. To be called once, before the loop runs.
   tl::expected<Welcome, std::string> Greet();
-  // From here on the loop reads the replies.
-  void Attach();
+  // From here on the loop reads the replies. False when the kernel has no room for it.
+  [[nodiscard]] bool Attach();
 
   // Requests. They are sent in order; what the socket does not take now waits here.
   void StartJob(const Start& start) { Send(Encode(start)); }
   void SignalJob(const JobKey& key, uint8_t number) { Send(Encode(Signal{key, number})); }
   void KillJob(const JobKey& key) { Send(Encode(Kill{key})); }
+  void Usage(const JobKey& key) { Send(Encode(UsageRequest{key})); }
   void ForgetJob(const JobKey& key) { Send(Encode(Forget{key})); }
   // How many requests wait for the broker to read.
   [[nodiscard]] size_t backlog() const { return outgoing_.size(); }
@@ -68,6 +70,7 @@ class BrokerClient {
   UniqueFd socket_;
   BrokerEvents& events_;
   std::deque<std::string> outgoing_;
+  std::string buffer_;
   bool attached_ = false;
 };
 

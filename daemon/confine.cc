@@ -114,6 +114,9 @@ tl::expected<Account, std::string> ParseAccount(const std::string& text) {
 
 tl::expected<void, std::string> BecomeAccount(const Account& account) {
   const auto& [uid, gid] = account;
+  for (cap_value_t cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
+    if (cap_drop_bound(cap) != 0) return Failed("cannot empty the capability bounding set");
+  }
   if (setgroups(0, nullptr) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0) {
     return Failed("cannot become the account of --run-as");
   }

@@ -15,7 +15,8 @@ struct Account {
 // "USER" or "UID:GID". Never uid or gid 0.
 tl::expected<Account, std::string> ParseAccount(const std::string& text);
 
-// No supplementary groups, `account` as the real, effective and saved ids, checked by reading them back.
+// An empty capability bounding set, no supplementary groups, `account` as the real, effective and saved ids, checked by
+// reading them back.
 tl::expected<void, std::string> BecomeAccount(const Account& account);
 
 // No capabilities, no_new_privs, no core dumps, no tracing by others, as many descriptors as the hard limit allows, and

@@ -15,37 +15,42 @@ int OrThrow(int fd, const char* what) {
   return fd;
 }
 
+epoll_event Event(int fd, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  return event;
+}
+
 }  // namespace
 
 EventLoop::EventLoop()
     : epoll_(OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")),
       wakeup_(OrThrow(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd")),
       timer_(OrThrow(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create")) {
-  Watch(wakeup_.Get(), EPOLLIN, [this] { RunPosted(); });
-  Watch(timer_.Get(), EPOLLIN, [this] { RunTimers(); });
+  if (!Watch(wakeup_.Get(), EPOLLIN, [this] { RunPosted(); }) ||
+      !Watch(timer_.Get(), EPOLLIN, [this] { RunTimers(); })) {
+    OrThrow(-1, "epoll_ctl");
+  }
 }
 
-void EventLoop::Watch(int fd, uint32_t events, std::function<void()> ready) {
-  epoll_event event{};
-  event.events = events;
-  event.data.fd = fd;
-  OrThrow(epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
-  watches_[fd] = std::move(ready);
+bool EventLoop::Watch(int fd, uint32_t events, Work ready) {
+  epoll_event event = Event(fd, events);
+  if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) != 0) return false;
+  watches_[fd] = std::make_shared<const Work>(std::move(ready));
+  return true;
 }
 
 void EventLoop::Rearm(int fd, uint32_t events) {
-  epoll_event event{};
-  event.events = events;
-  event.data.fd = fd;
-  OrThrow(epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event), "epoll_ctl");
+  epoll_event event = Event(fd, events);
+  (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event);  // of a watched descriptor: cannot fail
 }
 
 void EventLoop::Unwatch(int fd) {
-  (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd, nullptr);
-  watches_.erase(fd);
+  if (watches_.erase(fd) == 1) (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd, nullptr);
 }
 
-void EventLoop::At(Clock::time_point when, std::function<void()> due) {
+void EventLoop::At(Clock::time_point when, Work due) {
   timers_.emplace(when, std::move(due));
   ArmTimer();
 }
@@ -58,10 +63,10 @@ void EventLoop::ArmTimer() {
     spec.it_value.tv_sec = seconds.count();
     spec.it_value.tv_nsec = std::chrono::duration_cast<std::chrono::nanoseconds>(since - seconds).count();
   }
-  OrThrow(timerfd_settime(timer_.Get(), TFD_TIMER_ABSTIME, &spec, nullptr), "timerfd_settime");
+  (void)timerfd_settime(timer_.Get(), TFD_TIMER_ABSTIME, &spec, nullptr);
 }
 
-void EventLoop::Post(std::function<void()> work) {
+void EventLoop::Post(Work work) {
   {
     const std::lock_guard lock(mutex_);
     posted_.push_back(std::move(work));
@@ -81,20 +86,20 @@ void EventLoop::Run() {
     if (epoll_wait(epoll_.Get(), &event, 1, -1) != 1) continue;
     const auto watch = watches_.find(event.data.fd);
     if (watch == watches_.end()) continue;
-    const std::function<void()> ready = watch->second;  // a copy: it may unwatch itself
-    ready();
+    const std::shared_ptr<const Work> ready = watch->second;  // it may unwatch itself
+    (*ready)();
   }
 }
 
 void EventLoop::RunPosted() {
   eventfd_t count = 0;
   (void)eventfd_read(wakeup_.Get(), &count);
-  std::vector<std::function<void()>> work;
+  std::vector<Work> work;
   {
     const std::lock_guard lock(mutex_);
     work.swap(posted_);
   }
-  for (const std::function<void()>& each : work) each();
+  for (const Work& each : work) each();
 }
 
 void EventLoop::RunTimers() {

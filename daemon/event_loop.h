@@ -1,9 +1,10 @@
-// One thread that waits for everything the front end waits for: descriptors, timers, and work from other threads.
+// One thread that waits for all that the front end waits for: descriptors, timers, and work from other threads.
 #pragma once
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -16,21 +17,22 @@ namespace jobworker {
 class EventLoop {
  public:
   using Clock = std::chrono::steady_clock;
+  using Work = std::function<void()>;
 
   // Throws std::system_error when the kernel gives no epoll, eventfd or timerfd.
   EventLoop();
 
   // Calls `ready` whenever `fd` has one of `events` (epoll_ctl(2)). The descriptor stays the caller's; Unwatch it
-  // before closing it.
-  void Watch(int fd, uint32_t events, std::function<void()> ready);
+  // before closing it. False when the kernel has no room for it.
+  [[nodiscard]] bool Watch(int fd, uint32_t events, Work ready);
   void Rearm(int fd, uint32_t events);
   void Unwatch(int fd);
 
   // Calls `due` once, not before `when`.
-  void At(Clock::time_point when, std::function<void()> due);
+  void At(Clock::time_point when, Work due);
 
   // From any thread: runs `work` on the loop's thread, in the order of the calls. Nothing runs after Stop.
-  void Post(std::function<void()> work);
+  void Post(Work work);
   void Stop();
 
   void Run();
@@ -42,10 +44,10 @@ class EventLoop {
 
   UniqueFd epoll_, wakeup_, timer_;
   bool running_ = true;
-  std::unordered_map<int, std::function<void()>> watches_;
-  std::multimap<Clock::time_point, std::function<void()>> timers_;
+  std::unordered_map<int, std::shared_ptr<const Work>> watches_;
+  std::multimap<Clock::time_point, Work> timers_;
   std::mutex mutex_;  // guards posted_
-  std::vector<std::function<void()>> posted_;
+  std::vector<Work> posted_;
 };
 
 }  // namespace jobworker

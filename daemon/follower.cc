@@ -61,6 +61,9 @@ void Follower::Advance() {
     case Step::kWriteEnd: return StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
     case Step::kCancelled:
       return Finish({grpc::StatusCode::CANCELLED, "the client is gone, or the server is being stopped"});
+    case Step::kAbandoned:
+      return Finish(
+          {grpc::StatusCode::UNAVAILABLE, "the server is being stopped, or its broker is gone; try again later"});
   }
 }
 
@@ -69,21 +72,23 @@ Follower::Step Follower::Prepare() {
   if (writing_ || finished_) return Step::kNothing;
   if (cancelled_) {
     finished_ = true;
+    if (job_ != nullptr) job_->output->Leave(shared_from_this());
     return Step::kCancelled;
   }
   if (job_ == nullptr) return Step::kNothing;  // the start is still under way
-  OutputStore::Piece piece = job_->output->Read(position_, shared_from_this());
-  if (piece.outcome == OutputStore::Outcome::kWait) return Step::kNothing;
+  OutputStore::Segment segment = job_->output->Read(offset_, shared_from_this());
+  if (segment.outcome == OutputStore::Outcome::kWait) return Step::kNothing;
+  finished_ = segment.outcome != OutputStore::Outcome::kBytes;
+  if (segment.outcome == OutputStore::Outcome::kAbandoned) return Step::kAbandoned;
   response_.clear_unenforced();
   response_.clear_log();
-  response_.set_dropped(piece.dropped);
-  if (piece.outcome == OutputStore::Outcome::kEnd) {
+  response_.set_dropped(segment.dropped);
+  if (finished_) {
     *response_.mutable_end() = ToJobEnd(job_->result);
-    finished_ = true;
     return Step::kWriteEnd;
   }
-  response_.set_log(std::move(piece.bytes));
-  response_.set_stream(piece.stream == OutputStream::kStdout ? STDOUT : STDERR);
+  response_.set_log(std::move(segment.bytes));
+  response_.set_stream(segment.stream == OutputStream::kStdout ? STDOUT : STDERR);
   writing_ = true;
   return Step::kWrite;
 }

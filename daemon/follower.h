@@ -30,14 +30,14 @@ class Follower final : public grpc::ServerWriteReactor<WorkerResponse>,
 
  private:
   Follower() = default;
-  enum class Step { kNothing, kWrite, kWriteEnd, kCancelled };
+  enum class Step { kNothing, kWrite, kWriteEnd, kCancelled, kAbandoned };
   void Advance();
   Step Prepare();
 
   std::shared_ptr<Follower> self_;
   std::mutex mutex_;  // guards the rest
   std::shared_ptr<const JobView> job_;
-  uint64_t position_ = 0;
+  uint64_t offset_ = 0;
   bool writing_ = false;
   bool finished_ = false;
   bool cancelled_ = false;

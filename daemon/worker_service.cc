@@ -9,17 +9,17 @@
 #include "daemon/because.h"
 #include "daemon/command_line.h"
 #include "daemon/follower.h"
+#include "daemon/log.h"
 
 namespace jobworker {
 
 namespace {
 
-grpc::Status InvalidArgument(const std::string& what) { return {grpc::StatusCode::INVALID_ARGUMENT, what}; }
-
-// Word for word the same for another user's job as for one that never was.
-grpc::Status NoSuchJob(const std::string& id) {
-  return {grpc::StatusCode::NOT_FOUND, fmt::format("you have no job {}", id)};
+void LogInvalid(std::string_view method, std::string_view user, std::string_view reason) {
+  Log("invalid request", {{"method", method}, {"user", user}, {"reason", reason}});
 }
+
+grpc::Status InvalidArgument(const std::string& what) { return {grpc::StatusCode::INVALID_ARGUMENT, what}; }
 
 tl::expected<void, std::string> CheckStrings(const char* field, const std::vector<std::string>& strings,
                                              size_t max_count, size_t max_bytes) {
@@ -52,6 +52,14 @@ std::string ExecFailure(int error, const JobSpec& spec) {
   if (error == ENOENT) return fmt::format("command '{}' does not exist, or the interpreter it names does not", command);
   if (error == EACCES) return fmt::format("command '{}' is not an executable file that you may run", command);
   return fmt::format("command '{}' cannot be executed: {}", command, strerror(error));
+}
+
+std::string StopSentence(const JobResult& result) {
+  const Exited& exited = result.exited;
+  const char* name = exited.cause == EndCause::kSignalled ? sigdescr_np(exited.value) : nullptr;
+  return fmt::format("job {} {}: {} {}{}\n", exited.key.id, result.stopped ? "is stopped" : "had ended before",
+                     exited.cause == EndCause::kExited ? "exit code" : "signal", exited.value,
+                     name != nullptr ? fmt::format(" ({})", name) : "");
 }
 
 }  // namespace
@@ -87,10 +95,20 @@ tl::expected<uint64_t, std::string> ReadJobId(const std::string& text) {
   return id;
 }
 
-grpc::Status StartFailedStatus(const StartFailed& failed, const std::string& user, const JobSpec& spec) {
-  if (failed.no_reply) {
-    return {grpc::StatusCode::UNAVAILABLE, "the broker does not answer now; try again in a moment"};
+// Word for word the same for another user's job as for one that never was.
+grpc::Status NoJobStatus(NoJob why) {
+  switch (why) {
+    case NoJob::kUnknown: return {grpc::StatusCode::NOT_FOUND, "you have no job with this id"};
+    case NoJob::kBusy:
+      return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many requests wait for the broker; try again in a moment"};
+    case NoJob::kGone: break;
   }
+  return {grpc::StatusCode::UNAVAILABLE, "the server is being stopped, or its broker is gone; try again later"};
+}
+
+grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& user, const JobSpec& spec) {
+  if (const NoJob* none = std::get_if<NoJob>(&failure)) return NoJobStatus(*none);
+  const StageFailed failed = std::get<StageFailed>(failure);
   if (failed.stage == Stage::kUser) {
     return {grpc::StatusCode::PERMISSION_DENIED, fmt::format("user '{}' is not in the broker's users list", user)};
   }
@@ -126,6 +144,7 @@ grpc::ServerWriteReactor<WorkerResponse>* WorkerService::JobStart(grpc::Callback
   }
   auto spec = ReadStartRequest(*request);
   if (!spec) {
+    LogInvalid("JobStart", *user, spec.error());
     follower->Refuse(InvalidArgument(spec.error()));
     return follower.get();
   }
@@ -144,13 +163,15 @@ grpc::ServerWriteReactor<WorkerResponse>* WorkerService::JobQuery(grpc::Callback
   const auto user = gate_.Admit(*context, Method::kJobQuery);
   const auto id = ReadJobId(request->pid());
   if (!user || !id) {
+    if (user) LogInvalid("JobQuery", *user, id.error());
     follower->Refuse(user ? InvalidArgument(id.error()) : user.error());
     return follower.get();
   }
-  loop_.Post([this, follower, key = JobKey{*user, *id}, text = request->pid()] {
-    std::shared_ptr<const JobView> job = jobs_.Find(key);
-    if (job == nullptr) return follower->Refuse(NoSuchJob(text));
-    follower->Follow(std::move(job));
+  Log("query", {{"user", *user}, {"job", request->pid()}});
+  loop_.Post([this, follower, key = JobKey{*user, *id}] {
+    const auto job = jobs_.Find(key);
+    if (job) return follower->Follow(*job);
+    follower->Refuse(NoJobStatus(job.error()));
   });
   return follower.get();
 }
@@ -161,18 +182,16 @@ grpc::ServerUnaryReactor* WorkerService::JobStop(grpc::CallbackServerContext* co
   const auto user = gate_.Admit(*context, Method::kJobStop);
   const auto id = ReadJobId(request->pid());
   if (!user || !id) {
+    if (user) LogInvalid("JobStop", *user, id.error());
     reactor->Finish(user ? InvalidArgument(id.error()) : user.error());
     return reactor;
   }
+  Log("stop", {{"user", *user}, {"job", request->pid()}});
   loop_.Post([this, reactor, response, key = JobKey{*user, *id}, text = request->pid()] {
-    if (jobs_.Find(key) == nullptr) return reactor->Finish(NoSuchJob(text));
-    jobs_.StopJob(key, [reactor, response, text](const JobResult* result) {
-      if (result == nullptr) {
-        return reactor->Finish(
-            {grpc::StatusCode::UNAVAILABLE, "the broker does not answer now; try again in a moment"});
-      }
+    jobs_.StopJob(key, [reactor, response, text](const JobTable::StopResult& result) {
+      if (!result) return reactor->Finish(NoJobStatus(result.error()));
       response->set_pid(text);
-      response->set_log(fmt::format("job {} {}\n", text, result->stopped ? "is stopped" : "had ended before"));
+      response->set_log(StopSentence(*result));
       *response->mutable_end() = ToJobEnd(*result);
       reactor->Finish(grpc::Status::OK);
     });

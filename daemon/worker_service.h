@@ -23,8 +23,10 @@ tl::expected<JobSpec, std::string> ReadStartRequest(const WorkerStartRequest& re
 // A job id as clients send it: decimal, 1 to 2^64-1, no sign, no leading zero.
 tl::expected<uint64_t, std::string> ReadJobId(const std::string& text);
 
-// The status and, for FAILED_PRECONDITION, the serialised ::StartFailure of a start that failed.
-grpc::Status StartFailedStatus(const StartFailed& failed, const std::string& user, const JobSpec& spec);
+// What a client is told: for a start that failed, of `user` and with `spec`, and for a job that is not to be had.
+// FAILED_PRECONDITION carries a serialised ::StartFailure.
+grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& user, const JobSpec& spec);
+grpc::Status NoJobStatus(NoJob why);
 
 // Handlers run on gRPC's threads; the job table lives on the loop's. Both outlive the service.
 class WorkerService : public Worker::CallbackService {
