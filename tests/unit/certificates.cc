@@ -1,0 +1,92 @@
+#include "tests/unit/certificates.h"
+
+#include <openssl/ec.h>
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
+
+#include <cstdio>
+
+namespace jobworker::testing {
+
+namespace {
+
+void Demand(bool holds, const char* what) {
+  if (holds) return;
+  (void)fprintf(stderr, "test certificates: %s\n", what);
+  abort();
+}
+
+std::shared_ptr<EVP_PKEY> NewKey() { return {EVP_EC_gen("P-256"), EVP_PKEY_free}; }
+
+// A type that is not one of the MBSTRING ones makes OpenSSL take the bytes unseen.
+void SetSubject(X509* certificate, const std::vector<std::string>& common_names) {
+  const std::unique_ptr<X509_NAME, decltype(&X509_NAME_free)> name(X509_NAME_new(), &X509_NAME_free);
+  const auto add = [&](int nid, const std::string& value) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(value.data());
+    Demand(X509_NAME_add_entry_by_NID(name.get(), nid, V_ASN1_UTF8STRING, bytes, static_cast<int>(value.size()), -1,
+                                      0) == 1,
+           "subject");
+  };
+  add(NID_organizationName, "JobWorker");
+  for (const std::string& value : common_names) add(NID_commonName, value);
+  Demand(X509_set_subject_name(certificate, name.get()) == 1, "subject");
+}
+
+void AddExtensions(X509* certificate, X509* issuer, const Extensions& extensions) {
+  X509V3_CTX context;
+  X509V3_set_ctx(&context, issuer, certificate, nullptr, nullptr, 0);
+  for (const auto& [name, value] : extensions) {
+    const std::unique_ptr<X509_EXTENSION, decltype(&X509_EXTENSION_free)> extension(
+        X509V3_EXT_nconf(nullptr, &context, name, value), &X509_EXTENSION_free);
+    Demand(extension && X509_add_ext(certificate, extension.get(), -1) == 1, name);
+  }
+}
+
+KeyedCertificate Make(const CertificateSpec& spec, const KeyedCertificate* issuer) {
+  static long serial = 0;
+  const KeyedCertificate made{{X509_new(), X509_free}, NewKey()};
+  X509* certificate = made.certificate.get();
+  X509* authority = issuer != nullptr ? issuer->certificate.get() : certificate;
+  X509_set_version(certificate, 2);
+  ASN1_INTEGER_set(X509_get_serialNumber(certificate), ++serial);
+  X509_gmtime_adj(X509_getm_notBefore(certificate), spec.begins);
+  X509_gmtime_adj(X509_getm_notAfter(certificate), spec.ends);
+  SetSubject(certificate, spec.common_names);
+  X509_set_issuer_name(certificate, X509_get_subject_name(authority));
+  X509_set_pubkey(certificate, made.key.get());
+  AddExtensions(certificate, authority, spec.extensions);
+  EVP_PKEY* signer = issuer != nullptr ? issuer->key.get() : made.key.get();
+  Demand(X509_sign(certificate, signer, EVP_sha256()) > 0, "sign");
+  return made;
+}
+
+std::string Drain(BIO* bio) {
+  char* data = nullptr;
+  const long size = BIO_get_mem_data(bio, &data);
+  std::string text(data, static_cast<size_t>(size));
+  BIO_free(bio);
+  return text;
+}
+
+}  // namespace
+
+std::string KeyedCertificate::Pem() const {
+  BIO* bio = BIO_new(BIO_s_mem());
+  PEM_write_bio_X509(bio, certificate.get());
+  return Drain(bio);
+}
+
+std::string KeyedCertificate::KeyPem(const std::string& passphrase) const {
+  BIO* bio = BIO_new(BIO_s_mem());
+  PEM_write_bio_PKCS8PrivateKey(bio, key.get(), passphrase.empty() ? nullptr : EVP_aes_256_cbc(), passphrase.data(),
+                                static_cast<int>(passphrase.size()), nullptr, nullptr);
+  return Drain(bio);
+}
+
+KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer) { return Make(spec, &issuer); }
+
+KeyedCertificate SelfSigned(const CertificateSpec& spec) { return Make(spec, nullptr); }
+
+KeyedCertificate Authority(const std::string& name) { return SelfSigned({{name}, kAuthorityExtensions}); }
+
+}  // namespace jobworker::testing

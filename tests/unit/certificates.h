@@ -1,0 +1,44 @@
+// Certificates of every odd kind, made while the tests run.
+#pragma once
+#include <openssl/evp.h>
+#include <openssl/x509.h>
+
+#include <ctime>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace jobworker::testing {
+
+// OpenSSL's names and text forms, as in x509v3_config(5).
+using Extensions = std::vector<std::pair<const char*, const char*>>;
+const Extensions kUserExtensions = {{"basicConstraints", "critical,CA:FALSE"}, {"extendedKeyUsage", "clientAuth"}};
+const Extensions kServerExtensions = {{"basicConstraints", "critical,CA:FALSE"},
+                                      {"extendedKeyUsage", "serverAuth"},
+                                      {"subjectAltName", "DNS:localhost,IP:127.0.0.1"}};
+const Extensions kAuthorityExtensions = {{"basicConstraints", "critical,CA:TRUE"},
+                                         {"keyUsage", "critical,keyCertSign,cRLSign"}};
+
+// Validity in seconds from now. Every CN gets into the subject as the bytes it has, whatever they are.
+struct CertificateSpec {
+  std::vector<std::string> common_names;
+  Extensions extensions = kUserExtensions;
+  time_t begins = -3600;
+  time_t ends = 3600;
+};
+
+struct KeyedCertificate {
+  std::shared_ptr<X509> certificate;
+  std::shared_ptr<EVP_PKEY> key;
+  [[nodiscard]] std::string Pem() const;
+  // Encrypted when there is a passphrase.
+  [[nodiscard]] std::string KeyPem(const std::string& passphrase = "") const;
+};
+
+// A P-256 key, and a certificate for it by `issuer`, or by itself.
+KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer);
+KeyedCertificate SelfSigned(const CertificateSpec& spec);
+KeyedCertificate Authority(const std::string& name);
+
+}  // namespace jobworker::testing

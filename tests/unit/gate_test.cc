@@ -1,0 +1,223 @@
+// The gate behind a real TLS server with the credentials that jobserver uses.
+#include "daemon/gate.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <openssl/ssl.h>
+#include <sys/socket.h>
+
+#include "common/unique_fd.h"
+#include "jobworker.grpc.pb.h"
+#include "tests/unit/certificates.h"
+
+namespace jobworker {
+namespace {
+
+using testing::Authority;
+using testing::Issue;
+using testing::KeyedCertificate;
+using testing::kServerExtensions;
+using testing::kUserExtensions;
+
+// Answers with the name of the user that was let in.
+class EchoUser : public Worker::CallbackService {
+ public:
+  explicit EchoUser(Gate& gate) : gate_(gate) {}
+  grpc::ServerUnaryReactor* JobStop(grpc::CallbackServerContext* context, const WorkerPIDRequest*,
+                                    WorkerResponse* response) override {
+    auto* reactor = context->DefaultReactor();
+    const auto user = gate_.Admit(*context, Method::kJobStop);
+    if (user) response->set_log(*user);
+    reactor->Finish(user ? grpc::Status::OK : user.error());
+    return reactor;
+  }
+
+ private:
+  Gate& gate_;
+};
+
+struct Answer {
+  grpc::Status status;
+  std::string user;
+};
+
+class GateTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { ForbidOldTls(); }
+
+  void SetUp() override {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", ServerCredentials({authority_.Pem(), worker_.Pem(), worker_.KeyPem()}),
+                             &port_);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    ASSERT_NE(port_, 0);
+  }
+  void TearDown() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  std::shared_ptr<grpc::Channel> Connect(const std::string& key, const std::string& certificate) const {
+    grpc::ChannelArguments own_connection;
+    own_connection.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    const auto credentials = grpc::SslCredentials({authority_.Pem(), key, certificate});
+    return grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port_), credentials, own_connection);
+  }
+
+  static Answer Call(const std::shared_ptr<grpc::Channel>& channel,
+                     const std::vector<std::pair<std::string, std::string>>& metadata = {}) {
+    grpc::ClientContext context;
+    for (const auto& [key, value] : metadata) context.AddMetadata(key, value);
+    WorkerResponse response;
+    Answer answer;
+    answer.status = Worker::NewStub(channel)->JobStop(&context, WorkerPIDRequest(), &response);
+    answer.user = response.log();
+    return answer;
+  }
+  Answer CallAs(const KeyedCertificate& client, const std::vector<std::pair<std::string, std::string>>& metadata = {},
+                const std::string& chain = "") const {
+    return Call(Connect(client.KeyPem(), client.Pem() + chain), metadata);
+  }
+  KeyedCertificate User(const std::string& name) const { return Issue({{name}}, authority_); }
+
+  const KeyedCertificate authority_ = Authority("JobWorker CA");
+  const KeyedCertificate worker_ = Issue({{"worker"}, kServerExtensions}, authority_);
+  Gate gate_{*TrustAnchors::Parse(authority_.Pem()), Policy::BuiltIn()};
+  EchoUser service_{gate_};
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_F(GateTest, LetsInByCommonName) {
+  for (const char* name : {"alice", "bob"}) {
+    const Answer answer = CallAs(User(name));
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.user, name);
+  }
+}
+
+TEST_F(GateTest, RefusesWithoutTheRight) {
+  for (const char* name : {"carl", "dora"}) {
+    const Answer answer = CallAs(User(name));
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+    EXPECT_NE(answer.status.error_message().find("allow_stop"), std::string::npos) << answer.status.error_message();
+  }
+}
+
+// gRPC's own idea of who this is would be the SubjectAltName.
+TEST_F(GateTest, LooksAtNoSubjectAltName) {
+  testing::Extensions extensions = kUserExtensions;
+  extensions.emplace_back("subjectAltName", "DNS:alice");
+  EXPECT_EQ(CallAs(Issue({{"carl"}, extensions}, authority_)).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(CallAs(Issue({{"bob"}, extensions}, authority_)).user, "bob");
+  EXPECT_EQ(CallAs(Issue({{}, extensions}, authority_)).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(GateTest, RefusesMetadataThatClaimsARight) {
+  EXPECT_EQ(CallAs(User("alice"), {{"allowed", "x"}, {"user", "bob"}}).user, "alice");
+  EXPECT_EQ(gate_.forged(), 0U);
+  uint64_t forged = 0;
+  for (const char* user : {"alice", "carl"}) {
+    for (const char* key : {"allow_start", "allow_stop", "allow_", "allow_x-bin"}) {
+      const Answer answer = CallAs(User(user), {{key, "true"}});
+      EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::PERMISSION_DENIED) << key;
+      EXPECT_NE(answer.status.error_message().find("from the certificate alone"), std::string::npos);
+      EXPECT_EQ(gate_.forged(), ++forged);
+    }
+  }
+}
+
+// The TLS library takes these; the ladder must not.
+TEST_F(GateTest, RefusesWhatTlsLetsThrough) {
+  const KeyedCertificate minting =
+      Issue({{"alice"}, {{"basicConstraints", "critical,CA:TRUE"}, {"extendedKeyUsage", "clientAuth"}}}, authority_);
+  const std::vector<KeyedCertificate> clients = {
+      Issue({{"alice"}, {}}, authority_),
+      Issue({{"carl", "alice"}}, authority_),
+      Issue({{"alice", "carl"}}, authority_),
+      Issue({{}}, authority_),
+      Issue({{""}}, authority_),
+      Issue({{std::string("alice\0.evil", 11)}}, authority_),
+      Issue({{"alice\n"}}, authority_),
+      Issue({{"Alice"}}, authority_),
+      Issue({{"../.."}}, authority_),
+      minting,
+  };
+  for (const KeyedCertificate& client : clients) {
+    const Answer answer = CallAs(client);
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << answer.status.error_message();
+    EXPECT_EQ(answer.user, "");
+  }
+  EXPECT_FALSE(CallAs(authority_).status.ok());
+  const Answer minted = CallAs(Issue({{"bob"}}, minting), {}, minting.Pem());
+  EXPECT_EQ(minted.status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << minted.status.error_message();
+}
+
+TEST_F(GateTest, NoConnectionWithoutAGoodCertificate) {
+  const std::vector<KeyedCertificate> clients = {
+      Issue({{"alice"}}, Authority("Another CA")),
+      Issue({{"alice"}}, Authority("JobWorker CA")),
+      testing::SelfSigned({{"alice"}}),
+      Issue({{"alice"}, kUserExtensions, -7200, -3600}, authority_),
+      Issue({{"alice"}, kUserExtensions, 3600, 7200}, authority_),
+      Issue({{"alice"}, kServerExtensions}, authority_),
+  };
+  for (const KeyedCertificate& client : clients) {
+    EXPECT_EQ(CallAs(client).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  }
+  EXPECT_EQ(Call(Connect("", "")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+// OpenSSL's own client, since gRPC's would not offer what is to be refused.
+class Versions : public GateTest {
+ protected:
+  // The version that a handshake with only `version` on offer came to, or 0.
+  int Handshake(int version, const char* ciphers, SSL_psk_client_cb_func psk = nullptr) {
+    const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
+    const KeyedCertificate alice = User("alice");
+    SSL_CTX_set_security_level(context.get(), 0);
+    SSL_CTX_set_min_proto_version(context.get(), version);
+    SSL_CTX_set_max_proto_version(context.get(), version);
+    EXPECT_EQ(SSL_CTX_set_cipher_list(context.get(), ciphers), 1);
+    SSL_CTX_use_certificate(context.get(), alice.certificate.get());
+    SSL_CTX_use_PrivateKey(context.get(), alice.key.get());
+    SSL_CTX_set_psk_client_callback(context.get(), psk);
+    constexpr unsigned char kAlpn[] = {2, 'h', '2'};
+    SSL_CTX_set_alpn_protos(context.get(), kAlpn, sizeof(kAlpn));
+    const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context.get()), &SSL_free);
+    const UniqueFd socket = ConnectSocket();
+    SSL_set_fd(ssl.get(), socket.Get());
+    return SSL_connect(ssl.get()) == 1 ? SSL_version(ssl.get()) : 0;
+  }
+
+ private:
+  [[nodiscard]] UniqueFd ConnectSocket() const {
+    UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port_));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    return fd;
+  }
+};
+
+TEST_F(Versions, OnlyTls13) {
+  EXPECT_EQ(Handshake(TLS1_3_VERSION, "ALL"), TLS1_3_VERSION);
+  EXPECT_EQ(Handshake(TLS1_2_VERSION, "ALL:COMPLEMENTOFALL"), 0);
+  EXPECT_EQ(Handshake(TLS1_1_VERSION, "ALL:COMPLEMENTOFALL"), 0);
+  EXPECT_EQ(Handshake(TLS1_VERSION, "ALL:COMPLEMENTOFALL"), 0);
+}
+
+// The one TLS 1.2 cipher that is left needs a secret that the server does not have.
+TEST_F(Versions, NotEvenWithASharedSecret) {
+  const auto psk = [](SSL*, const char*, char* identity, unsigned max_identity, unsigned char* key,
+                      unsigned) -> unsigned {
+    (void)snprintf(identity, max_identity, "alice");
+    key[0] = 0;
+    return 1;
+  };
+  EXPECT_EQ(Handshake(TLS1_2_VERSION, "PSK-AES256-GCM-SHA384", psk), 0);
+}
+
+}  // namespace
+}  // namespace jobworker

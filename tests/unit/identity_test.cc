@@ -1,0 +1,255 @@
+#include "daemon/identity.h"
+
+#include <gtest/gtest.h>
+#include <openssl/err.h>
+
+#include "tests/unit/certificates.h"
+#include "tests/unit/temporary_directory.h"
+
+namespace jobworker {
+namespace {
+
+using testing::Authority;
+using testing::CertificateSpec;
+using testing::Extensions;
+using testing::Issue;
+using testing::KeyedCertificate;
+using testing::kServerExtensions;
+using testing::kUserExtensions;
+
+const Extensions kNoExtensions = {};
+const Extensions kNoPurpose = {{"basicConstraints", "critical,CA:FALSE"}};
+const Extensions kAuthorityForClients = {{"basicConstraints", "critical,CA:TRUE"}, {"extendedKeyUsage", "clientAuth"}};
+
+Extensions WithSan(const char* san) {
+  Extensions extensions = kUserExtensions;
+  extensions.emplace_back("subjectAltName", san);
+  return extensions;
+}
+
+const KeyedCertificate& Anchor() {
+  static const KeyedCertificate authority = Authority("JobWorker CA");
+  return authority;
+}
+
+using Names = std::vector<std::string_view>;
+
+tl::expected<std::string, std::string> Identify(const std::string& pem, const Names& names,
+                                                time_t now = time(nullptr)) {
+  static const TrustAnchors anchors = *TrustAnchors::Parse(Anchor().Pem());
+  auto user = IdentifyUser(pem, names, anchors, now);
+  EXPECT_EQ(ERR_peek_error(), 0UL) << "left for gRPC to stumble over";
+  return user;
+}
+
+// As gRPC calls it: it reports the first CN only.
+tl::expected<std::string, std::string> Identify(const CertificateSpec& spec, const KeyedCertificate& issuer) {
+  Names names;
+  if (!spec.common_names.empty()) names.emplace_back(spec.common_names[0]);
+  return Identify(Issue(spec, issuer).Pem(), names);
+}
+
+void ExpectRefused(const tl::expected<std::string, std::string>& user, const std::string& reason) {
+  ASSERT_FALSE(user) << "let in as " << *user;
+  EXPECT_NE(user.error().find(reason), std::string::npos) << user.error();
+}
+
+struct Row {
+  const char* name;
+  CertificateSpec spec;
+  std::string user;    // empty: refused
+  std::string reason;  // a part of it
+};
+
+void PrintTo(const Row& row, std::ostream* out) { *out << row.name; }
+
+std::string Bytes(size_t count) { return std::string(count, 'a'); }
+
+const std::string kTwo = "more than one common name";
+const std::string kForm = "not a user name";
+
+const std::vector<Row> kMatrix = {
+    {"Good", {{"alice"}}, "alice", ""},
+    {"NoBasicConstraints", {{"alice"}, {{"extendedKeyUsage", "clientAuth"}}}, "alice", ""},
+    {"ClientAndServer", {{"alice"}, {{"extendedKeyUsage", "serverAuth,clientAuth"}}}, "alice", ""},
+    {"LongestName", {{Bytes(32)}}, Bytes(32), ""},
+    {"CarlWithSanAlice", {{"carl"}, WithSan("DNS:alice")}, "carl", ""},
+    {"AliceWithSanCarl", {{"alice"}, WithSan("DNS:carl")}, "alice", ""},
+    {"CarlWithMailAlice", {{"carl"}, WithSan("email:alice")}, "carl", ""},
+    {"CarlWithUriAlice", {{"carl"}, WithSan("URI:spiffe://alice")}, "carl", ""},
+    {"NoName", {{}}, "", "no common name"},
+    {"NoNameButSan", {{}, WithSan("DNS:alice")}, "", "no common name"},
+    {"TwoNames", {{"carl", "alice"}}, "", kTwo},
+    {"SameNameTwice", {{"alice", "alice"}}, "", kTwo},
+    {"EmptyThenAlice", {{"", "alice"}}, "", kTwo},
+    {"EmptyName", {{""}}, "", kForm},
+    {"Slash", {{"alice/bob"}}, "", kForm},
+    {"DotDot", {{".."}}, "", kForm},
+    {"Path", {{"../../etc"}}, "", kForm},
+    {"Nul", {{std::string("alice\0.evil", 11)}}, "", kForm},
+    {"LastNul", {{std::string("alice\0", 6)}}, "", kForm},
+    {"Newline", {{"alice\n"}}, "", kForm},
+    {"EscapeCode", {{"alice\x1b[2J"}}, "", kForm},
+    {"ZeroWidthSpace", {{"alice\xe2\x80\x8b"}}, "", kForm},
+    {"UpperCase", {{"Alice"}}, "", kForm},
+    {"Blank", {{" alice"}}, "", kForm},
+    {"DigitFirst", {{"1alice"}}, "", kForm},
+    {"DashFirst", {{"-rf"}}, "", kForm},
+    {"Bytes33", {{Bytes(33)}}, "", kForm},
+    {"Bytes65", {{Bytes(65)}}, "", kForm},
+    {"Bytes60000", {{Bytes(60000)}}, "", kForm},
+    {"NoExtensionsAtAll", {{"alice"}, kNoExtensions}, "", "not for client authentication"},
+    {"NoExtendedKeyUsage", {{"alice"}, kNoPurpose}, "", "not for client authentication"},
+    {"ForServers", {{"alice"}, kServerExtensions}, "", "not for client authentication"},
+    {"ForAnything", {{"alice"}, {{"extendedKeyUsage", "anyExtendedKeyUsage"}}}, "", "not for client authentication"},
+    {"KeyUsageWithoutSignature",
+     {{"alice"}, {{"keyUsage", "critical,keyEncipherment"}, {"extendedKeyUsage", "clientAuth"}}},
+     "",
+     "certificate purpose"},
+    {"UnknownCritical",
+     {{"alice"}, {{"extendedKeyUsage", "clientAuth"}, {"1.2.3.4", "critical,DER:0500"}}},
+     "",
+     "refused: unhandled critical extension"},
+    {"LeafThatIsAnAuthority", {{"alice"}, kAuthorityForClients}, "", "an authority's certificate"},
+    {"Expired", {{"alice"}, kUserExtensions, -7200, -1}, "", "refused: certificate has expired"},
+    {"NotYetValid", {{"alice"}, kUserExtensions, 3600, 7200}, "", "refused: certificate is not yet valid"},
+};
+
+class Matrix : public ::testing::TestWithParam<Row> {};
+
+TEST_P(Matrix, IsDecidedAsWritten) {
+  const Row& row = GetParam();
+  const auto user = Identify(row.spec, Anchor());
+  if (row.user.empty()) {
+    ExpectRefused(user, row.reason);
+  } else {
+    ASSERT_TRUE(user) << user.error();
+    EXPECT_EQ(*user, row.user);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Certificates, Matrix, ::testing::ValuesIn(kMatrix),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+TEST(Identity, NoCertificate) { ExpectRefused(Identify("", {}), "no client certificate"); }
+
+TEST(Identity, NotACertificate) {
+  ExpectRefused(Identify("alice", {"alice"}), "cannot be read");
+  const std::string pem = Issue({{"alice"}}, Anchor()).Pem();
+  ExpectRefused(Identify(pem.substr(0, pem.size() / 2), {"alice"}), "cannot be read");
+  ExpectRefused(Identify(Anchor().KeyPem(), {"alice"}), "cannot be read");
+}
+
+TEST(Identity, BytesChangedAfterSigning) {
+  unsigned char* der = nullptr;
+  const int size = i2d_X509(Issue({{"malice"}}, Anchor()).certificate.get(), &der);
+  std::string bytes(reinterpret_cast<const char*>(der), static_cast<size_t>(size));
+  OPENSSL_free(der);
+  bytes.replace(bytes.find("malice"), 6, "aalice");
+  const auto* changed = reinterpret_cast<const unsigned char*>(bytes.data());
+  const KeyedCertificate leaf{{d2i_X509(nullptr, &changed, size), X509_free}, nullptr};
+  ExpectRefused(Identify(leaf.Pem(), {"aalice"}), "refused: certificate signature failure");
+}
+
+// gRPC's view of the name must be the certificate's, byte for byte, and the only one.
+TEST(Identity, NameThatTheTlsLibraryReadDifferently) {
+  const std::string pem = Issue({{"carl"}}, Anchor()).Pem();
+  for (const Names& names : {Names{"alice"}, Names{}, Names{"carl", "carl"}, Names{"carl", "alice"}, Names{"Carl"},
+                             Names{std::string_view("carl\0", 5)}, Names{""}}) {
+    ExpectRefused(Identify(pem, names), "ambiguous");
+  }
+  EXPECT_TRUE(Identify(pem, {"carl"}));
+}
+
+TEST(Identity, SelfSigned) {
+  ExpectRefused(Identify(testing::SelfSigned({{"alice"}}).Pem(), {"alice"}), "refused: self-signed certificate");
+}
+
+TEST(Identity, ForeignAuthority) {
+  ExpectRefused(Identify({{"alice"}}, Authority("Another CA")), "refused: unable to get local issuer certificate");
+}
+
+TEST(Identity, ForeignAuthorityOfTheSameName) {
+  ExpectRefused(Identify({{"alice"}}, Authority("JobWorker CA")), "refused: certificate signature failure");
+}
+
+TEST(Identity, ChainThroughAnAuthorityOfOurs) {
+  const KeyedCertificate middle = Issue({{"middle"}, testing::kAuthorityExtensions}, Anchor());
+  ExpectRefused(Identify({{"bob"}}, middle), "refused: unable to get local issuer certificate");
+  const std::string leaf = Issue({{"bob"}}, middle).Pem();
+  ExpectRefused(Identify(leaf + middle.Pem(), {"bob"}), "refused: unable to get local issuer certificate");
+}
+
+TEST(Identity, ChainThroughAUser) {
+  const KeyedCertificate alice = Issue({{"alice"}, kAuthorityForClients}, Anchor());
+  ExpectRefused(Identify({{"bob"}}, alice), "refused: unable to get local issuer certificate");
+}
+
+TEST(Identity, TheAuthorityItself) {
+  const KeyedCertificate authority = testing::SelfSigned({{"alice"}, kAuthorityForClients});
+  const auto anchors = TrustAnchors::Parse(authority.Pem());
+  ASSERT_TRUE(anchors) << anchors.error();
+  ExpectRefused(IdentifyUser(authority.Pem(), {"alice"}, *anchors, time(nullptr)), "an authority's certificate");
+}
+
+// What keeps a resumed session from outliving its certificate: the same bytes, later.
+TEST(Identity, ExpiresWhileInUse) {
+  const std::string pem = Issue({{"alice"}, kUserExtensions, -60, 60}, Anchor()).Pem();
+  const time_t now = time(nullptr);
+  EXPECT_TRUE(Identify(pem, {"alice"}, now));
+  EXPECT_TRUE(Identify(pem, {"alice"}, now + 50));
+  ExpectRefused(Identify(pem, {"alice"}, now + 70), "certificate has expired");
+  ExpectRefused(Identify(pem, {"alice"}, now - 70), "certificate is not yet valid");
+}
+
+TEST(Identity, AuthorityExpiresWhileInUse) {
+  const KeyedCertificate authority = testing::SelfSigned({{"CA"}, testing::kAuthorityExtensions, -60, 60});
+  const auto anchors = TrustAnchors::Parse(authority.Pem());
+  const std::string pem = Issue({{"alice"}}, authority).Pem();
+  EXPECT_TRUE(IdentifyUser(pem, {"alice"}, *anchors, time(nullptr)));
+  ExpectRefused(IdentifyUser(pem, {"alice"}, *anchors, time(nullptr) + 70), "certificate has expired");
+}
+
+TEST(TrustAnchors, SeveralAuthorities) {
+  const KeyedCertificate other = Authority("Another CA");
+  const auto anchors = TrustAnchors::Parse("words before\n" + Anchor().Pem() + "words between\n" + other.Pem());
+  ASSERT_TRUE(anchors) << anchors.error();
+  for (const KeyedCertificate* issuer : {&Anchor(), &other}) {
+    EXPECT_TRUE(IdentifyUser(Issue({{"alice"}}, *issuer).Pem(), {"alice"}, *anchors, time(nullptr)));
+  }
+}
+
+TEST(TrustAnchors, RefusesWhatItCannotUse) {
+  const std::string good = Anchor().Pem();
+  EXPECT_FALSE(TrustAnchors::Parse(""));
+  EXPECT_FALSE(TrustAnchors::Parse("no certificate"));
+  EXPECT_FALSE(TrustAnchors::Parse(Anchor().KeyPem()));
+  EXPECT_FALSE(TrustAnchors::Parse(Issue({{"alice"}}, Anchor()).Pem()));
+  EXPECT_FALSE(TrustAnchors::Parse(good + Issue({{"alice"}}, Anchor()).Pem()));
+  EXPECT_FALSE(TrustAnchors::Parse(good + good.substr(0, good.size() / 2)));
+  EXPECT_EQ(ERR_peek_error(), 0UL);
+}
+
+class Published : public ::testing::Test {
+ protected:
+  static tl::expected<std::string, std::string> IdentifyAt(const std::string& name, time_t now) {
+    const std::string certs = SOURCE_DIR "/certs/";
+    const auto anchors = TrustAnchors::Parse(testing::Contents(certs + "ca.pem"));
+    return IdentifyUser(testing::Contents(certs + name + ".pem"), {name}, *anchors, now);
+  }
+};
+
+TEST_F(Published, UsersAreTheirNames) {
+  constexpr time_t kNineYears = 9 * 365 * 86400L;
+  for (const char* name : {"alice", "bob", "carl"}) {
+    const auto user = IdentifyAt(name, time(nullptr));
+    ASSERT_TRUE(user) << user.error();
+    EXPECT_EQ(*user, name);
+    EXPECT_TRUE(IdentifyAt(name, 1795440257 + kNineYears)) << "made in November 2026 for ten years";
+  }
+}
+
+TEST_F(Published, ServerIsNoUser) { ExpectRefused(IdentifyAt("worker", time(nullptr)), "not for client"); }
+
+}  // namespace
+}  // namespace jobworker
