@@ -80,15 +80,17 @@ void EventLoop::Stop() {
 }
 
 void EventLoop::Run() {
-  while (running_) {
-    // One at a time: a callback may close a descriptor that another event of the same batch would name.
-    epoll_event event{};
-    if (epoll_wait(epoll_.Get(), &event, 1, -1) != 1) continue;
-    const auto watch = watches_.find(event.data.fd);
-    if (watch == watches_.end()) continue;
-    const std::shared_ptr<const Work> ready = watch->second;  // it may unwatch itself
-    (*ready)();
-  }
+  while (running_) RunOnce();
+}
+
+void EventLoop::RunOnce() {
+  // One at a time: a callback may close a descriptor that another event of the same batch would name.
+  epoll_event event{};
+  if (epoll_wait(epoll_.Get(), &event, 1, -1) != 1) return;
+  const auto watch = watches_.find(event.data.fd);
+  if (watch == watches_.end()) return;
+  const std::shared_ptr<const Work> ready = watch->second;  // it may unwatch itself
+  (*ready)();
 }
 
 void EventLoop::RunPosted() {

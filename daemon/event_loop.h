@@ -36,6 +36,8 @@ class EventLoop {
   void Stop();
 
   void Run();
+  // Waits for one descriptor and handles it; timers and posted work have one of their own each.
+  void RunOnce();
 
  private:
   void RunPosted();
