@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <stdexcept>
 
 namespace jobworker {
 
@@ -43,24 +44,18 @@ std::string ReadControl(int directory, const char* file) {
   const UniqueFd fd(openat(directory, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
   std::string text;
   char part[4096];
-  for (ssize_t size; fd.IsOpen() && (size = read(fd.Get(), part, sizeof(part))) > 0;) {
-    text.append(part, static_cast<size_t>(size));
-  }
+  for (ssize_t n; (n = read(fd.Get(), part, sizeof(part))) > 0;) text.append(part, static_cast<size_t>(n));
   return text;
 }
 
-Status WriteControl(int directory, const char* file, std::string_view value) {
+// An errno, or 0.
+int WriteControl(int directory, const char* file, std::string_view value) {
   const UniqueFd fd(openat(directory, file, O_WRONLY | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd.IsOpen() || write(fd.Get(), value.data(), value.size()) < 0) {
-    return ErrnoError("write '" + std::string(value) + "' to " + file);
-  }
-  return Done{};
+  return fd.IsOpen() && write(fd.Get(), value.data(), value.size()) >= 0 ? 0 : errno;
 }
 
-Result<UniqueFd> OpenDirectory(int parent, const char* name) {
-  UniqueFd directory(openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!directory.IsOpen()) return ErrnoError(std::string("open cgroup ") + name);
-  return directory;
+UniqueFd OpenDirectory(int parent, const std::string& name) {
+  return UniqueFd(OrThrow(openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), name));
 }
 
 uint8_t MissingControllers(int directory) {
@@ -80,19 +75,14 @@ void TurnOnControllers(int directory) {
   }
 }
 
-Status RemoveChildren(int directory) {
-  Result<UniqueFd> copy = OpenDirectory(directory, ".");
-  DIR* entries = copy.Ok() ? fdopendir(copy.value().Release()) : nullptr;
-  if (entries == nullptr) return ErrnoError("list cgroup");
-  Status removed = Done{};
-  while (const dirent* entry = readdir(entries)) {
+void RemoveChildren(int directory) {
+  DIR* entries = fdopendir(OpenDirectory(directory, ".").Release());
+  while (const dirent* entry = entries != nullptr ? readdir(entries) : nullptr) {
     if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
-    const Result<UniqueFd> child = OpenDirectory(directory, entry->d_name);
-    if (child.Ok()) removed = RemoveChildren(child.value().Get());
-    if (unlinkat(directory, entry->d_name, AT_REMOVEDIR) != 0) removed = ErrnoError("remove cgroup");
+    RemoveChildren(OpenDirectory(directory, entry->d_name).Get());
+    (void)unlinkat(directory, entry->d_name, AT_REMOVEDIR);
   }
-  (void)closedir(entries);
-  return removed;
+  if (entries != nullptr) (void)closedir(entries);
 }
 
 std::string DeviceText(dev_t disk) { return std::to_string(major(disk)) + ":" + std::to_string(minor(disk)); }
@@ -118,37 +108,37 @@ bool NeedsDisk(const Limits& limits) {
   return std::any_of(&limits[kReadBytesLimit], limits.end(), [](uint64_t limit) { return limit != kUnlimited; });
 }
 
-Result<Limits> ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t disk) {
-  Limits applied;
-  applied.fill(kUnlimited);
-  std::string text;  // of the control file just written
-  const auto write = [&](Controller controller, bool limited, const char* file, const std::string& value) -> Status {
+Limits ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t disk) {
+  std::string text;  // of the file that was written last, as the kernel gives it back
+  const auto write = [&](Controller controller, bool limited, const char* file, const std::string& value) {
     text.clear();
-    if (!limited || (missing & controller) != 0) return Done{};
-    Status written = WriteControl(directory, file, value);
-    if (written.Ok()) text = ReadControl(directory, file);
-    return written;
+    if (!limited || (missing & controller) != 0) return;
+    errno = WriteControl(directory, file, value);
+    // A kernel without swap has no such file, and nothing to forbid with it.
+    if (errno == ENOENT && controller == kMemory && value == "0") return;
+    OrThrow(errno != 0 ? -1 : 0, "write '" + value + "' to " + file);
+    text = ReadControl(directory, file);
   };
-  const uint64_t cpu = limits[kCpuLimit], memory = limits[kMemoryLimit], pids = limits[kPidsLimit];
-  if (cpu != kUnlimited && cpu > UINT32_MAX) return Error{ERANGE, "cpu.max"};
-  const std::string quota = std::to_string(cpu * (kCpuPeriodUs / 1000)) + " " + std::to_string(kCpuPeriodUs);
-  Status written = write(kCpu, cpu != kUnlimited, "cpu.max", quota);
-  if (!text.empty()) applied[kCpuLimit] = ToNumber(text) / (kCpuPeriodUs / 1000);
-  if (written.Ok()) written = write(kMemory, memory != kUnlimited, "memory.max", ToText(memory));
-  if (!text.empty()) applied[kMemoryLimit] = ToNumber(text);
-  // A kernel without swap has no such file.
-  const Status swap = written.Ok() ? write(kMemory, memory != kUnlimited, "memory.swap.max", "0") : Done{};
-  if (!swap.Ok() && swap.error().code != ENOENT) written = swap;
-  if (written.Ok()) written = write(kPids, pids != kUnlimited, "pids.max", ToText(pids));
-  if (!text.empty()) applied[kPidsLimit] = ToNumber(text);
-  const std::string io = " rbps=" + ToText(limits[kReadBytesLimit]) + " wbps=" + ToText(limits[kWriteBytesLimit]) +
-                         " riops=" + ToText(limits[kReadOpsLimit]) + " wiops=" + ToText(limits[kWriteOpsLimit]);
-  if (written.Ok()) written = write(kIo, NeedsDisk(limits), "io.max", DeviceText(disk) + io);
+  const auto [cpu, memory, pids, rbps, wbps, riops, wiops] = limits;
+  constexpr uint64_t kUsPerMilliCpu = kCpuPeriodUs / 1000;
+  errno = ERANGE;  // beyond this the product would wrap
+  OrThrow(cpu == kUnlimited || cpu <= UINT32_MAX ? 0 : -1, "cpu.max");
+  const std::string quota = ToText(cpu * kUsPerMilliCpu);
+  Limits applied{};
+  write(kCpu, cpu != kUnlimited, "cpu.max", quota + " " + ToText(kCpuPeriodUs));
+  applied[kCpuLimit] = text.empty() ? kUnlimited : ToNumber(text) / kUsPerMilliCpu;
+  write(kMemory, memory != kUnlimited, "memory.swap.max", "0");
+  write(kMemory, memory != kUnlimited, "memory.max", ToText(memory));
+  applied[kMemoryLimit] = ToNumber(text);
+  write(kPids, pids != kUnlimited, "pids.max", ToText(pids));
+  applied[kPidsLimit] = ToNumber(text);
+  write(kIo, NeedsDisk(limits), "io.max",
+        DeviceText(disk) + " rbps=" + ToText(rbps) + " wbps=" + ToText(wbps) + " riops=" + ToText(riops) +
+            " wiops=" + ToText(wiops));
   applied[kReadBytesLimit] = ValueOf(text, "rbps", kUnlimited);
   applied[kWriteBytesLimit] = ValueOf(text, "wbps", kUnlimited);
   applied[kReadOpsLimit] = ValueOf(text, "riops", kUnlimited);
   applied[kWriteOpsLimit] = ValueOf(text, "wiops", kUnlimited);
-  if (!written.Ok()) return written.error();
   return applied;
 }
 
@@ -180,12 +170,10 @@ void ReadOomKills(int directory, uint32_t& kills, OomLevel& level) {
   level = kills == 0 ? OomLevel::kNone : own ? OomLevel::kJob : OomLevel::kUser;
 }
 
-Status KillAll(int directory) { return WriteControl(directory, "cgroup.kill", "1"); }
+int KillAll(int directory) { return WriteControl(directory, "cgroup.kill", "1"); }
 
-Result<UniqueFd> OpenEvents(int directory) {
-  UniqueFd events(openat(directory, "cgroup.events", O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
-  if (!events.IsOpen()) return ErrnoError("open cgroup.events");
-  return events;
+UniqueFd OpenEvents(int directory) {
+  return UniqueFd(OrThrow(openat(directory, "cgroup.events", O_RDONLY | O_NOFOLLOW | O_CLOEXEC), "open cgroup.events"));
 }
 
 bool IsPopulated(int events) {
@@ -194,72 +182,60 @@ bool IsPopulated(int events) {
   return size > 0 && ValueOf({text, static_cast<size_t>(size)}, "populated", 0) != 0;
 }
 
-Result<UniqueFd> MakeLeaf(int user_directory, uint64_t id) {
-  const std::string name = std::to_string(id);
-  if (mkdirat(user_directory, name.c_str(), 0755) != 0) return ErrnoError("make the job's cgroup");
-  Result<UniqueFd> leaf = OpenDirectory(user_directory, name.c_str());
-  if (!leaf.Ok()) (void)RemoveLeaf(user_directory, id);
-  return leaf;
-}
-
-Status RemoveLeaf(int user_directory, uint64_t id) {
-  if (unlinkat(user_directory, std::to_string(id).c_str(), AT_REMOVEDIR) != 0) return ErrnoError("remove cgroup");
-  return Done{};
-}
-
-Result<CgroupTree> CgroupTree::Open(const std::string& path) {
-  CgroupTree tree;
-  tree.path_ = path;
-  tree.made_ = mkdir(path.c_str(), 0755) == 0;
-  if (!tree.made_ && errno != EEXIST) return ErrnoError("make cgroup " + path);
-  Result<UniqueFd> root = OpenDirectory(AT_FDCWD, path.c_str());
-  if (!root.Ok()) return root.error();
-  tree.root_ = std::move(root.value());
-  struct statfs info {};
-  if (fstatfs(tree.root_.Get(), &info) != 0 || info.f_type != CGROUP2_SUPER_MAGIC) {
-    tree.Remove();
-    return Error{ENOTSUP, path + " is not on a cgroup v2 mount"};
+UniqueFd MakeLeaf(int user_directory, uint64_t id) {
+  OrThrow(mkdirat(user_directory, std::to_string(id).c_str(), 0755), "make the job's cgroup");
+  try {
+    UniqueFd leaf = OpenDirectory(user_directory, std::to_string(id));
+    // The OOM killer takes the job as a whole. Not there without the memory controller.
+    (void)WriteControl(leaf.Get(), "memory.oom.group", "1");
+    return leaf;
+  } catch (const std::system_error&) {
+    (void)RemoveLeaf(user_directory, id);
+    throw;
   }
-  if (flock(tree.root_.Get(), LOCK_EX | LOCK_NB) != 0) return ErrnoError("another broker works in " + path);
-  const Status cleared = tree.Clear();
-  if (!cleared.Ok()) return cleared.error();
-  const Result<UniqueFd> parent = OpenDirectory(tree.root_.Get(), "..");
-  if (parent.Ok() && MissingControllers(tree.root_.Get()) != 0) TurnOnControllers(parent.value().Get());
-  tree.missing_ = MissingControllers(tree.root_.Get());
-  TurnOnControllers(tree.root_.Get());
-  return tree;
 }
 
-Status CgroupTree::MakeUser(const std::string& name, User& user) {
+bool RemoveLeaf(int user_directory, uint64_t id) {
+  return unlinkat(user_directory, std::to_string(id).c_str(), AT_REMOVEDIR) == 0;
+}
+
+CgroupTree::CgroupTree(const std::string& path)
+    : path_(path), made_(mkdir(path.c_str(), 0755) == 0), root_(OpenDirectory(AT_FDCWD, path)) {
+  struct statfs info {};
+  if (fstatfs(root_.Get(), &info) != 0 || info.f_type != CGROUP2_SUPER_MAGIC) {
+    (void)rmdir(made_ ? path_.c_str() : "");
+    throw std::runtime_error(path + " is not on a cgroup v2 mount; --cgroup-root takes one that is");
+  }
+  OrThrow(flock(root_.Get(), LOCK_EX | LOCK_NB), "another broker works in " + path);
+  KillAndRemoveJobs();
+  if (MissingControllers(root_.Get()) != 0) TurnOnControllers(OpenDirectory(root_.Get(), "..").Get());
+  missing_ = MissingControllers(root_.Get());
+  TurnOnControllers(root_.Get());
+}
+
+void CgroupTree::MakeUser(const std::string& name, User& user) {
   // cgroupfs gives a new directory and its files to the caller's fsgid: the user's jobs may read their own limits,
   // other users' jobs may not even look.
-  (void)setfsgid(user.gid);
-  const bool made = mkdirat(root_.Get(), name.c_str(), 0750) == 0;
-  const Error failed = ErrnoError("make cgroup " + path_ + "/" + name);
+  (void)setfsgid(static_cast<gid_t>(user.gid));
+  const int made = mkdirat(root_.Get(), name.c_str(), 0750);
   (void)setfsgid(getegid());
-  if (!made) return failed;
-  Result<UniqueFd> directory = OpenDirectory(root_.Get(), name.c_str());
-  if (!directory.Ok()) return directory.error();
-  const Result<Limits> applied = ApplyLimits(directory.value().Get(), user.ceiling, user.missing, user.disk);
-  if (!applied.Ok()) return Error{applied.error().code, "limits of " + name + ": " + applied.error().what};
-  TurnOnControllers(directory.value().Get());
-  user.cgroup = std::move(directory.value());
-  user.applied = applied.value();
-  return Done{};
+  OrThrow(made, "make cgroup " + path_ + "/" + name);
+  user.cgroup = OpenDirectory(root_.Get(), name);
+  user.applied = ApplyLimits(user.cgroup.Get(), user.ceiling, user.missing, user.disk);
+  TurnOnControllers(user.cgroup.Get());
 }
 
-Status CgroupTree::Clear() {
-  const Status killed = KillAll(root_.Get());
-  const Result<UniqueFd> events = OpenEvents(root_.Get());
-  if (!killed.Ok() || !events.Ok()) return killed.Ok() ? events.error() : killed.error();
-  while (IsPopulated(events.value().Get())) {
-    pollfd changed{events.value().Get(), POLLPRI, 0};
-    (void)poll(&changed, 1, -1);
-  }
-  return RemoveChildren(root_.Get());
+void CgroupTree::KillAndRemoveJobs() {
+  errno = KillAll(root_.Get());
+  OrThrow(errno != 0 ? -1 : 0, "kill what an earlier broker left in " + path_);
+  const UniqueFd events = OpenEvents(root_.Get());
+  pollfd changed{events.Get(), POLLPRI, 0};
+  while (IsPopulated(events.Get())) (void)poll(&changed, 1, -1);
+  RemoveChildren(root_.Get());
 }
 
-void CgroupTree::Remove() {
+void CgroupTree::Clear() {
+  KillAndRemoveJobs();
   if (made_) (void)rmdir(path_.c_str());
 }
 

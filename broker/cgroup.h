@@ -1,5 +1,5 @@
 // The broker's cgroup v2 tree, <root>/<user>/<job id>, through directory descriptors. The control files are described
-// in the kernel's Documentation/admin-guide/cgroup-v2.rst.
+// in the kernel's Documentation/admin-guide/cgroup-v2.rst. What fails is thrown as std::system_error.
 #pragma once
 #include <sys/types.h>
 
@@ -7,7 +7,6 @@
 
 #include "broker/users.h"
 #include "common/broker_protocol.h"
-#include "common/result.h"
 #include "common/unique_fd.h"
 
 namespace jobworker {
@@ -21,42 +20,42 @@ dev_t DiskUnder(dev_t device);
 bool NeedsDisk(const Limits& limits);
 
 // Writes the limits that are not kUnlimited, leaving out the controllers in `missing`, and returns what the kernel made
-// of them (kUnlimited for what was not written). `disk` is what io.max acts on. ERANGE: not a number for that file.
-Result<Limits> ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t disk);
+// of them (kUnlimited for what was not written). `disk` is what io.max acts on.
+Limits ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t disk);
 
 Counters ReadCounters(int directory);
 uint32_t CountProcesses(int directory);
 // The OOM killer's victims in this cgroup, and whether it acted for this cgroup's own limit.
 void ReadOomKills(int directory, uint32_t& kills, OomLevel& level);
-// SIGKILL to everything in the cgroup, also to what is being forked (cgroup.kill, Linux 5.14).
-Status KillAll(int directory);
+// SIGKILL to everything in the cgroup, also to what is being forked (cgroup.kill, Linux 5.14). Returns an errno or 0.
+int KillAll(int directory);
 // cgroup.events, for IsPopulated and for POLLPRI, which IsPopulated re-arms.
-Result<UniqueFd> OpenEvents(int directory);
+UniqueFd OpenEvents(int directory);
 bool IsPopulated(int events);
 
 // <user>/<id>. EEXIST is an error: a directory that is there is never adopted.
-Result<UniqueFd> MakeLeaf(int user_directory, uint64_t id);
-Status RemoveLeaf(int user_directory, uint64_t id);
+UniqueFd MakeLeaf(int user_directory, uint64_t id);
+bool RemoveLeaf(int user_directory, uint64_t id);
 
 // The root of the tree. Its lock keeps other brokers out as long as this process or a fork of it lives.
 class CgroupTree {
  public:
   // Makes the root if it is missing, ends and removes what an earlier broker left in it, turns the controllers on.
-  static Result<CgroupTree> Open(const std::string& path);
+  explicit CgroupTree(const std::string& path);
   // Bits of Controller that the kernel does not offer here.
   [[nodiscard]] uint8_t missing() const { return missing_; }
   // Makes <root>/<name> with the user's ceilings, readable by the user's group and by nobody else. user.disk and
   // user.missing are set before, user.cgroup and user.applied by it.
-  Status MakeUser(const std::string& name, User& user);
-  // Kills all that lives below the root, waits until nothing does, removes every directory below it.
-  Status Clear();
-  // Removes the root if Open made it.
-  void Remove();
+  void MakeUser(const std::string& name, User& user);
+  // Kills all that lives below the root, waits until nothing does, removes every directory below it, and the root too
+  // if this object made it.
+  void Clear();
 
  private:
-  std::string path_;
+  void KillAndRemoveJobs();
+  const std::string path_;
+  const bool made_;
   UniqueFd root_;
-  bool made_ = false;
   uint8_t missing_ = 0;
 };
 

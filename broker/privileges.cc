@@ -15,6 +15,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
+#include <string>
+
+#include "common/unique_fd.h"
 
 namespace jobworker {
 
@@ -56,49 +60,45 @@ int AddRefusals(scmp_filter_ctx filter) {
   return failed;
 }
 
-Status KeepCapabilities() {
+void KeepCapabilities() {
   for (cap_value_t cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
     const bool kept = std::find(std::begin(kKept), std::end(kKept), cap) != std::end(kKept);
-    if (!kept && cap_drop_bound(cap) != 0) return ErrnoError("drop a capability from the bounding set");
+    if (!kept) OrThrow(cap_drop_bound(cap), "drop a capability from the bounding set");
   }
-  const cap_t caps = cap_init();
-  const bool set = cap_set_flag(caps, CAP_PERMITTED, std::size(kKept), kKept, CAP_SET) == 0 &&
-                   cap_set_flag(caps, CAP_EFFECTIVE, std::size(kKept), kKept, CAP_SET) == 0 &&
-                   cap_reset_ambient() == 0 && cap_set_proc(caps) == 0;
-  const Error failed = ErrnoError("keep CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL");
-  (void)cap_free(caps);
-  if (!set) return failed;
-  return Done{};
+  const std::unique_ptr<_cap_struct, decltype(&cap_free)> caps(cap_init(), &cap_free);
+  for (const cap_flag_t set : {CAP_PERMITTED, CAP_EFFECTIVE}) {
+    OrThrow(cap_set_flag(caps.get(), set, std::size(kKept), kKept, CAP_SET), "name the capabilities to keep");
+  }
+  OrThrow(cap_reset_ambient(), "clear ambient capabilities");
+  OrThrow(cap_set_proc(caps.get()), "keep CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL");
 }
 
 }  // namespace
 
-Status NarrowDescriptors(int keep) {
+void NarrowDescriptors(int keep) {
   for (int fd = 0; fd <= 2; ++fd) {
-    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) return ErrnoError("open /dev/null");
+    if (fcntl(fd, F_GETFD) < 0) OrThrow(open("/dev/null", O_RDWR) - fd, "open /dev/null");  // takes the lowest free
   }
   const unsigned kept = keep >= 3 ? static_cast<unsigned>(keep) : 2;
-  if ((kept > 3 && close_range(3, kept - 1, 0) != 0) || close_range(kept + 1, ~0U, 0) != 0 ||
-      (keep >= 3 && fcntl(keep, F_SETFD, FD_CLOEXEC) != 0)) {
-    return ErrnoError("descriptors");
-  }
-  return Done{};
+  if (kept > 3) OrThrow(close_range(3, kept - 1, 0), "close descriptors");
+  OrThrow(close_range(kept + 1, ~0U, 0), "close descriptors");
+  if (keep >= 3) OrThrow(fcntl(keep, F_SETFD, FD_CLOEXEC), "the socket given by --fd");
 }
 
-Status NarrowPrivileges() {
+void NarrowPrivileges() {
   rlimit files{};
   const rlimit no_core{0, 0};
-  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return ErrnoError("getrlimit");
+  OrThrow(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
   files.rlim_cur = files.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &files) != 0 || setrlimit(RLIMIT_CORE, &no_core) != 0) return ErrnoError("setrlimit");
-  if (prctl(PR_SET_DUMPABLE, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return ErrnoError("prctl");
-  Status kept = KeepCapabilities();
-  if (!kept.Ok()) return kept;
-  const scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
-  const int failed = filter == nullptr || AddRefusals(filter) != 0 ? EINVAL : -seccomp_load(filter);
-  seccomp_release(filter);
-  if (failed != 0) return Error{failed, "seccomp filter"};
-  return Done{};
+  OrThrow(setrlimit(RLIMIT_NOFILE, &files), "setrlimit");
+  OrThrow(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
+  OrThrow(prctl(PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE");
+  OrThrow(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS");
+  KeepCapabilities();
+  const std::unique_ptr<void, decltype(&seccomp_release)> filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
+  if (filter == nullptr || AddRefusals(filter.get()) != 0 || seccomp_load(filter.get()) != 0) {
+    throw std::system_error(EINVAL, std::generic_category(), "load the seccomp filter");
+  }
 }
 
 // Not in the broker's own filter: it needs clone3. No filter can see clone3's flags; after ENOSYS the C libraries use

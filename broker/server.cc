@@ -1,19 +1,24 @@
 #include "broker/server.h"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <deque>
+#include <memory>
 
 #include "broker/cgroup.h"
+#include "broker/dispatch.h"
+#include "broker/spawn.h"
+#include "common/message_socket.h"
 
 namespace jobworker {
 
@@ -22,274 +27,297 @@ namespace {
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
 constexpr uint64_t kSourceMask = 7;
 
-void SetAlarm(suseconds_t microseconds) {
-  const itimerval timer{{0, 0}, {0, microseconds}};
-  (void)setitimer(ITIMER_REAL, &timer, nullptr);
-}
+struct Record {
+  State state = State::kStarting;
+  User* owner = nullptr;
+  UniqueFd cgroup, events;
+  Child child;
+  Limits limits{};
+  ChildFailure failure;  // with an error, the job never ran: it ends as Failed, not as Exited
+  Exited exited;
+};
+using Jobs = std::map<JobKey, Record>;
+using JobEntry = Jobs::value_type;
+
+struct Outgoing {
+  std::string message;
+  std::shared_ptr<const Output> descriptors;
+};
+
+enum class Source : uint64_t { kSignals, kListener, kPeer, kStatus, kPidfd, kEvents };
+
+class Server {
+ public:
+  Server(Users& users, uint8_t missing, UniqueFd listener, uid_t peer_uid)
+      : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
+
+  void Run(UniqueFd peer) {
+    sigset_t ends;
+    sigemptyset(&ends);
+    for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
+    OrThrow(sigprocmask(SIG_BLOCK, &ends, nullptr), "sigprocmask");
+    struct sigaction interrupt {};  // no SA_RESTART: see ReadRequest
+    interrupt.sa_handler = [](int) {};
+    OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
+    const UniqueFd signals(OrThrow(signalfd(-1, &ends, SFD_CLOEXEC), "signalfd"));
+    Watch(signals.Get(), EPOLLIN, Source::kSignals);
+    if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, Source::kListener);
+    if (peer.IsOpen()) TakePeer(std::move(peer));
+    while (running_) {
+      // One at a time: what an event closes or erases cannot be named by another one that was fetched with it.
+      epoll_event event{};
+      if (epoll_wait(epoll_.Get(), &event, 1, -1) == 1) HandleEvent(event.data.u64, event.events);
+    }
+  }
+
+ private:
+  void Watch(int fd, uint32_t events, Source source, JobEntry* job = nullptr) {
+    static_assert(alignof(JobEntry) > kSourceMask);
+    epoll_event event{};
+    event.events = events;
+    event.data.u64 = reinterpret_cast<uintptr_t>(job) | static_cast<uint64_t>(source);
+    if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) == 0) return;
+    if (errno == EEXIST && epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event) == 0) return;
+    (void)fprintf(stderr, "jobbroker: epoll_ctl: %s\n", strerror(errno));
+    running_ = false;  // nothing would ever tell of this descriptor again
+  }
+
+  // epoll forgets a descriptor only when its last copy is closed, and a child has copies until it execs.
+  void Unwatch(UniqueFd& fd) {
+    (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd.Get(), nullptr);
+    fd.Reset();
+  }
+
+  void HandleEvent(uint64_t token, uint32_t events) {
+    auto* const job = reinterpret_cast<JobEntry*>(token & ~kSourceMask);
+    switch (static_cast<Source>(token & kSourceMask)) {
+      case Source::kSignals: running_ = false; return;
+      case Source::kListener: return AcceptPeer();
+      case Source::kPeer:
+        if ((events & EPOLLIN) != 0) return ReadRequest();
+        return (events & EPOLLOUT) != 0 ? Flush() : DropPeer("closed");
+      case Source::kStatus: return ExecDone(*job);
+      case Source::kPidfd: return MainProcessEnded(*job);
+      case Source::kEvents:
+        if (!IsPopulated(job->second.events.Get())) CgroupEmpty(*job);
+        return;
+    }
+  }
+
+  // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
+  void AcceptPeer() {
+    UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!visitor.IsOpen() && errno == EMFILE) {  // left waiting, it would wake us for ever
+      spare_.Reset();
+      visitor.Reset(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      visitor.Reset();
+      spare_.Reset(open("/dev/null", O_RDONLY | O_CLOEXEC));
+    }
+    ucred who{};
+    socklen_t size = sizeof(who);
+    if (!visitor.IsOpen() || getsockopt(visitor.Get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return;
+    if (who.uid != peer_uid_ || peer_.IsOpen()) {
+      const char* reason = who.uid != peer_uid_ ? "wrong uid" : "another front end is connected";
+      (void)fprintf(stderr, "jobbroker: refused uid=%u pid=%d reason=\"%s\"\n", who.uid, who.pid, reason);
+      return;
+    }
+    try {
+      std::pair<UniqueFd, UniqueFd> pair = MessageSocketPair();
+      if (SendMessage(visitor.Get(), "+", {pair.second.Get()}) == 0) TakePeer(std::move(pair.first));
+    } catch (const std::system_error& error) {
+      (void)fprintf(stderr, "jobbroker: refused reason=\"%s\"\n", error.what());
+    }
+  }
+
+  void TakePeer(UniqueFd peer) {
+    const int off = 0;
+    refuses_rights_ = setsockopt(peer.Get(), SOL_SOCKET, kSoPassRights, &off, sizeof(off)) == 0;
+    peer_ = std::move(peer);
+    greeted_ = blocked_ = false;
+    Watch(peer_.Get(), EPOLLIN, Source::kPeer);
+  }
+
+  void DropPeer(const char* reason) {
+    (void)fprintf(stderr, "jobbroker: front end dropped reason=\"%s\"\n", reason);
+    Unwatch(peer_);
+    outgoing_.clear();
+    if (!listener_.IsOpen()) running_ = false;
+  }
+
+  // Descriptors sent to us are closed by the kernel as recvmsg returns, and closing a TCP socket with SO_LINGER waits.
+  // Where the kernel cannot refuse them to the sender, an alarm ends that wait.
+  void ReadRequest() {
+    std::string_view message;
+    const itimerval soon{{0, 0}, {0, 250'000}}, never{};
+    if (!refuses_rights_) (void)setitimer(ITIMER_REAL, &soon, nullptr);
+    const Receive received = ReceiveMessage(peer_.Get(), buffer_, message);
+    if (!refuses_rights_) (void)setitimer(ITIMER_REAL, &never, nullptr);
+    if (received == Receive::kNothingYet) return;
+    if (received == Receive::kClosed) return DropPeer("closed");
+    if (received == Receive::kViolation) return DropPeer("message too long or with descriptors");
+    const std::optional<Request> request = Decode<Request>(message);
+    if (!request) return DropPeer("malformed request");
+    if (Judge(StateOf(*request), static_cast<RequestType>(request->index())) != Verdict::kAllowed) {
+      return DropPeer("request not allowed in this state");
+    }
+    std::visit([this](const auto& allowed) { Answer(allowed); }, *request);
+  }
+
+  State StateOf(const Request& request) {
+    if (!greeted_) return State::kNewPeer;
+    const auto state = [this](const auto& message) {
+      if constexpr (requires { message.key; }) {
+        const auto job = jobs_.find(message.key);
+        if (job != jobs_.end()) return job->second.state;
+      }
+      return State::kAbsent;
+    };
+    return std::visit(state, request);
+  }
+
+  void Answer(const Hello& hello) {
+    if (hello.version != kProtocolVersion) return DropPeer("other protocol version");
+    greeted_ = true;
+    Send(Encode(Welcome{kProtocolVersion, missing_, static_cast<uint32_t>(jobs_.size())}));
+    for (const auto& [key, record] : jobs_) {
+      Send(Encode(Job{key, record.limits, record.owner->missing}), record.child.output);
+      if (record.state == State::kEnded) Send(Encode(record.exited));
+    }
+  }
+
+  void Answer(const Start& start) {
+    const auto found = users_.find(start.key.user);
+    if (found == users_.end()) return Fail(start.key, RequestType::kStart, Stage::kUser, ENOENT);
+    User& owner = found->second;
+    if (owner.job_count >= owner.max_jobs) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
+    const std::optional<Limits> limits = JobLimits(owner, start.limits);
+    if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
+    Record record;
+    Stage stage = Stage::kCgroup;
+    try {
+      record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
+      stage = Stage::kLimits;
+      record.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
+      for (size_t i = 0; i < kLimitCount; ++i) record.limits[i] = std::min(record.limits[i], owner.applied[i]);
+      record.child = Spawn(owner, start, record.cgroup.Get(), stage);
+    } catch (const std::system_error& error) {
+      if (stage != Stage::kCgroup) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
+      return Fail(start.key, RequestType::kStart, stage, error.code().value());
+    }
+    record.owner = &owner;
+    ++owner.job_count;
+    JobEntry& job = *jobs_.emplace(start.key, std::move(record)).first;
+    Watch(job.second.child.status.Get(), EPOLLIN, Source::kStatus, &job);
+  }
+
+  void Answer(const Signal& signal) {
+    const UniqueFd& pidfd = jobs_.at(signal.key).child.pidfd;
+    if (pidfd.IsOpen() && syscall(SYS_pidfd_send_signal, pidfd.Get(), signal.number, nullptr, 0) == 0) return;
+    Fail(signal.key, RequestType::kSignal, Stage::kSignal, pidfd.IsOpen() ? errno : ESRCH);
+  }
+
+  void Answer(const Kill& kill) {
+    const UniqueFd& cgroup = jobs_.at(kill.key).cgroup;
+    const int error = cgroup.IsOpen() ? KillAll(cgroup.Get()) : ESRCH;
+    if (error != 0) Fail(kill.key, RequestType::kKill, Stage::kKill, error);
+  }
+
+  void Answer(const UsageRequest& usage) {
+    const Record& record = jobs_.at(usage.key);
+    Send(Encode(
+        UsageIs{usage.key, record.cgroup.IsOpen() ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
+  }
+
+  void Answer(const Forget& forget) {
+    --jobs_.at(forget.key).owner->job_count;
+    jobs_.erase(forget.key);
+  }
+
+  void ExecDone(JobEntry& job) {
+    Record& record = job.second;
+    const ssize_t size = read(record.child.status.Get(), &record.failure, sizeof(record.failure));
+    if (size < 0) return;  // EAGAIN or EINTR: epoll tells again
+    Unwatch(record.child.status);
+    Watch(record.child.pidfd.Get(), EPOLLIN, Source::kPidfd, &job);
+    if (size != 0) return;
+    record.state = State::kRunning;
+    Send(Encode(Started{job.first, record.limits, record.owner->missing}), record.child.output);
+  }
+
+  void MainProcessEnded(JobEntry& job) {
+    Record& record = job.second;
+    siginfo_t info{};
+    const auto id = static_cast<id_t>(record.child.pidfd.Get());
+    if (waitid(static_cast<idtype_t>(P_PIDFD), id, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return;
+    Unwatch(record.child.pidfd);
+    record.state = State::kEnding;
+    record.exited.key = job.first;
+    record.exited.cause = info.si_code == CLD_EXITED ? EndCause::kExited : EndCause::kSignalled;
+    record.exited.value = static_cast<uint8_t>(info.si_status);
+    record.exited.core_dumped = info.si_code == CLD_DUMPED;
+    record.events = OpenEvents(record.cgroup.Get());
+    if (!IsPopulated(record.events.Get())) return CgroupEmpty(job);
+    record.exited.leftovers = CountProcesses(record.cgroup.Get());
+    (void)KillAll(record.cgroup.Get());
+    Watch(record.events.Get(), EPOLLPRI, Source::kEvents, &job);
+  }
+
+  void CgroupEmpty(JobEntry& job) {
+    Record& record = job.second;
+    Unwatch(record.events);
+    ReadOomKills(record.cgroup.Get(), record.exited.oom_kills, record.exited.oom_level);
+    record.exited.counters = ReadCounters(record.cgroup.Get());
+    record.cgroup.Reset();
+    if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) {
+      (void)fprintf(stderr, "jobbroker: cgroup left behind user=%s job=%s error=\"%s\"\n", job.first.user.c_str(),
+                    std::to_string(job.first.id).c_str(), strerror(errno));
+    }
+    record.state = State::kEnded;
+    if (record.failure.error == 0) return Send(Encode(record.exited));
+    Fail(job.first, RequestType::kStart, record.failure.stage, record.failure.error);
+    Answer(Forget{job.first});
+  }
+
+  void Fail(const JobKey& key, RequestType request, Stage stage, int error) {
+    Send(Encode(Failed{key, request, stage, static_cast<uint32_t>(error)}));
+  }
+
+  void Send(std::string message, std::shared_ptr<const Output> descriptors = nullptr) {
+    if (!peer_.IsOpen() || !greeted_) return;
+    outgoing_.push_back({std::move(message), std::move(descriptors)});
+    if (!blocked_) Flush();
+  }
+
+  // While anything waits here no request is read: a front end that does not read gets no further answers.
+  void Flush() {
+    int error = 0;
+    for (; !outgoing_.empty(); outgoing_.pop_front()) {
+      const auto& [message, fds] = outgoing_.front();
+      error = fds == nullptr ? SendMessage(peer_.Get(), message)
+                             : SendMessage(peer_.Get(), message, {fds->out.Get(), fds->err.Get()});
+      if (error != 0) break;
+    }
+    if (error != 0 && error != EAGAIN) return DropPeer(strerror(error));
+    if (blocked_ != (error != 0)) Watch(peer_.Get(), error != 0 ? EPOLLOUT : EPOLLIN, Source::kPeer);
+    blocked_ = error != 0;
+  }
+
+  Users& users_;
+  const uint8_t missing_;
+  const UniqueFd listener_;
+  const uid_t peer_uid_;
+  const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
+  UniqueFd peer_, spare_{open("/dev/null", O_RDONLY | O_CLOEXEC)};
+  bool running_ = true, greeted_ = false, refuses_rights_ = false, blocked_ = false;
+  Jobs jobs_;
+  std::deque<Outgoing> outgoing_;
+  std::string buffer_ = std::string(kMaxMessageBytes, '\0');
+};
 
 }  // namespace
 
-Server::Server(Users users, uint8_t missing, UniqueFd peer, UniqueFd listener, uid_t peer_uid)
-    : users_(std::move(users)),
-      missing_(missing),
-      peer_(std::move(peer)),
-      listener_(std::move(listener)),
-      peer_uid_(peer_uid),
-      standalone_(peer_.IsOpen()),
-      buffer_(kMaxMessageBytes, '\0') {}
-
-Status Server::Run() {
-  sigset_t ends;
-  sigemptyset(&ends);
-  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
-  struct sigaction interrupt {};  // no SA_RESTART: see ReadRequest
-  interrupt.sa_handler = [](int) {};
-  epoll_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
-  signals_ = UniqueFd(signalfd(-1, &ends, SFD_CLOEXEC));
-  if (!epoll_.IsOpen() || !signals_.IsOpen() || sigprocmask(SIG_BLOCK, &ends, nullptr) != 0 ||
-      sigaction(SIGALRM, &interrupt, nullptr) != 0) {
-    return ErrnoError("epoll or signals");
-  }
-  Watch(signals_.Get(), EPOLLIN, Source::kSignals);
-  if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, Source::kListener);
-  if (standalone_) TakePeer(std::move(peer_));
-  while (running_) {
-    // One at a time: what an event closes or erases cannot be named by another one that was fetched with it.
-    epoll_event event{};
-    const int count = epoll_wait(epoll_.Get(), &event, 1, -1);
-    if (count < 0 && errno != EINTR) return ErrnoError("epoll_wait");
-    if (count == 1) HandleEvent(event.data.u64, event.events);
-  }
-  return Done{};
-}
-
-void Server::Watch(int fd, uint32_t events, Source source, JobEntry* job) {
-  static_assert(alignof(JobEntry) > kSourceMask);
-  epoll_event event{};
-  event.events = events;
-  event.data.u64 = reinterpret_cast<uintptr_t>(job) | static_cast<uint64_t>(source);
-  if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) == 0) return;
-  if (errno == EEXIST && epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event) == 0) return;
-  (void)fprintf(stderr, "jobbroker: epoll_ctl: %s\n", strerror(errno));
-  running_ = false;  // nothing would ever tell of this descriptor again
-}
-
-// epoll forgets a descriptor only when its last copy is closed, and a child has copies until it execs.
-void Server::Unwatch(UniqueFd& fd) {
-  (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd.Get(), nullptr);
-  fd.Reset();
-}
-
-void Server::HandleEvent(uint64_t token, uint32_t events) {
-  auto* const job = reinterpret_cast<JobEntry*>(token & ~kSourceMask);
-  switch (static_cast<Source>(token & kSourceMask)) {
-    case Source::kSignals: running_ = false; return;
-    case Source::kListener: return AcceptPeer();
-    case Source::kPeer:
-      if ((events & EPOLLIN) != 0) return ReadRequest();
-      return (events & EPOLLOUT) != 0 ? Flush() : DropPeer("closed");
-    case Source::kStatus: return ExecDone(*job);
-    case Source::kPidfd: return MainProcessEnded(*job);
-    case Source::kEvents:
-      if (!IsPopulated(job->second.events.Get())) CgroupEmpty(*job);
-      return;
-  }
-}
-
-// The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
-void Server::AcceptPeer() {
-  const UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  ucred who{};
-  socklen_t size = sizeof(who);
-  if (!visitor.IsOpen() || getsockopt(visitor.Get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return;
-  if (who.uid != peer_uid_ || peer_.IsOpen()) {
-    const char* reason = who.uid != peer_uid_ ? "wrong uid" : "another front end is connected";
-    (void)fprintf(stderr, "jobbroker: refused uid=%u pid=%d reason=\"%s\"\n", who.uid, who.pid, reason);
-    return;
-  }
-  Result<std::pair<UniqueFd, UniqueFd>> pair = MessageSocketPair();
-  if (!pair.Ok() || !SendMessage(visitor.Get(), "+", {pair.value().second.Get()}).Ok()) return;
-  TakePeer(std::move(pair.value().first));
-}
-
-void Server::TakePeer(UniqueFd peer) {
-  const int off = 0;
-  refuses_rights_ = setsockopt(peer.Get(), SOL_SOCKET, kSoPassRights, &off, sizeof(off)) == 0;
-  peer_ = std::move(peer);
-  greeted_ = blocked_ = false;
-  Watch(peer_.Get(), EPOLLIN, Source::kPeer);
-}
-
-void Server::DropPeer(const char* reason) {
-  (void)fprintf(stderr, "jobbroker: front end dropped reason=\"%s\"\n", reason);
-  Unwatch(peer_);
-  outgoing_.clear();
-  if (standalone_) running_ = false;
-}
-
-// Descriptors sent to us are closed by the kernel as recvmsg returns, and closing a TCP socket with SO_LINGER waits.
-// Where the kernel cannot refuse them to the sender, an alarm ends that wait.
-void Server::ReadRequest() {
-  std::string_view message;
-  if (!refuses_rights_) SetAlarm(250'000);
-  const Receive received = ReceiveMessage(peer_.Get(), buffer_, message);
-  if (!refuses_rights_) SetAlarm(0);
-  if (received == Receive::kNothingYet) return;
-  if (received == Receive::kClosed) return DropPeer("closed");
-  if (received == Receive::kViolation) return DropPeer("message too long or with descriptors");
-  const std::optional<Request> request = Decode<Request>(message);
-  if (!request) return DropPeer("malformed request");
-  if (Judge(StateOf(*request), static_cast<RequestType>(request->index())) != Verdict::kAllowed) {
-    return DropPeer("request not allowed in this state");
-  }
-  std::visit([this](const auto& allowed) { Answer(allowed); }, *request);
-}
-
-State Server::StateOf(const Request& request) {
-  if (!greeted_) return State::kNewPeer;
-  const auto state = [this](const auto& message) {
-    if constexpr (requires { message.key; }) {
-      const auto job = jobs_.find(message.key);
-      if (job != jobs_.end()) return job->second.state;
-    }
-    return State::kAbsent;
-  };
-  return std::visit(state, request);
-}
-
-void Server::Answer(const Hello& hello) {
-  if (hello.version != kProtocolVersion) return DropPeer("other protocol version");
-  greeted_ = true;
-  Send(Encode(Welcome{kProtocolVersion, missing_, static_cast<uint32_t>(jobs_.size())}));
-  for (const auto& [key, record] : jobs_) {
-    Send(Encode(Job{key, record.limits, record.owner->missing}), record.output);
-    if (record.state == State::kEnded) Send(Encode(record.exited));
-  }
-}
-
-void Server::Answer(const Start& start) {
-  const auto fail = [&](Stage stage, int error) { Fail(start.key, RequestType::kStart, stage, error); };
-  const auto found = users_.find(start.key.user);
-  if (found == users_.end()) return fail(Stage::kUser, ENOENT);
-  User& owner = found->second;
-  if (owner.job_count >= owner.max_jobs) return fail(Stage::kJobs, EAGAIN);
-  const Result<Limits> limits = JobLimits(owner, start.limits);
-  if (!limits.Ok()) return fail(Stage::kCeiling, limits.error().code);
-  Result<UniqueFd> leaf = MakeLeaf(owner.cgroup.Get(), start.key.id);
-  if (!leaf.Ok()) return fail(Stage::kCgroup, leaf.error().code);
-  const int directory = leaf.value().Get();
-  Stage stage = Stage::kLimits;
-  const Result<Limits> applied = ApplyLimits(directory, limits.value(), owner.missing, owner.disk);
-  Result<Child> child = applied.Ok() ? Spawn(owner, start, directory, stage) : applied.error();
-  if (!child.Ok()) {
-    (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
-    return fail(stage, child.error().code);
-  }
-  JobEntry& job = *jobs_.try_emplace(start.key).first;
-  Record& record = job.second;
-  record.owner = &owner;
-  record.cgroup = std::move(leaf.value());
-  record.pidfd = std::move(child.value().pidfd);
-  record.status = std::move(child.value().status);
-  record.output = std::make_shared<const Output>(std::move(child.value().output));
-  std::transform(applied.value().begin(), applied.value().end(), owner.applied.begin(), record.limits.begin(),
-                 [](uint64_t ours, uint64_t users) { return std::min(ours, users); });
-  ++owner.job_count;
-  Watch(record.status.Get(), EPOLLIN, Source::kStatus, &job);
-}
-
-void Server::Answer(const Signal& signal) {
-  const UniqueFd& pidfd = jobs_.at(signal.key).pidfd;
-  if (pidfd.IsOpen() && syscall(SYS_pidfd_send_signal, pidfd.Get(), signal.number, nullptr, 0) == 0) return;
-  Fail(signal.key, RequestType::kSignal, Stage::kSignal, pidfd.IsOpen() ? errno : ESRCH);
-}
-
-void Server::Answer(const Kill& kill) {
-  const UniqueFd& cgroup = jobs_.at(kill.key).cgroup;
-  const Status killed = cgroup.IsOpen() ? KillAll(cgroup.Get()) : Status(Error{ESRCH, ""});
-  if (!killed.Ok()) Fail(kill.key, RequestType::kKill, Stage::kKill, killed.error().code);
-}
-
-void Server::Answer(const UsageRequest& usage) {
-  const Record& record = jobs_.at(usage.key);
-  Send(Encode(UsageIs{usage.key, record.cgroup.IsOpen() ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
-}
-
-void Server::Answer(const Forget& forget) {
-  --jobs_.at(forget.key).owner->job_count;
-  jobs_.erase(forget.key);
-}
-
-void Server::ExecDone(JobEntry& job) {
-  Record& record = job.second;
-  const ssize_t size = read(record.status.Get(), &record.failure, sizeof(record.failure));
-  if (size < 0) return;  // EAGAIN or EINTR: epoll tells again
-  Unwatch(record.status);
-  Watch(record.pidfd.Get(), EPOLLIN, Source::kPidfd, &job);
-  if (size != 0) return;
-  record.state = State::kRunning;
-  Send(Encode(Started{job.first, record.limits, record.owner->missing}), record.output);
-}
-
-void Server::MainProcessEnded(JobEntry& job) {
-  Record& record = job.second;
-  siginfo_t info{};
-  const auto id = static_cast<id_t>(record.pidfd.Get());
-  if (waitid(static_cast<idtype_t>(P_PIDFD), id, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return;
-  Unwatch(record.pidfd);
-  record.state = State::kEnding;
-  record.exited.key = job.first;
-  record.exited.cause = info.si_code == CLD_EXITED ? EndCause::kExited : EndCause::kSignalled;
-  record.exited.value = static_cast<uint8_t>(info.si_status);
-  record.exited.core_dumped = info.si_code == CLD_DUMPED;
-  Result<UniqueFd> events = OpenEvents(record.cgroup.Get());
-  if (!events.Ok() || !IsPopulated(events.value().Get())) return CgroupEmpty(job);
-  record.exited.leftovers = CountProcesses(record.cgroup.Get());
-  (void)KillAll(record.cgroup.Get());
-  record.events = std::move(events.value());
-  Watch(record.events.Get(), EPOLLPRI, Source::kEvents, &job);
-}
-
-void Server::CgroupEmpty(JobEntry& job) {
-  Record& record = job.second;
-  Unwatch(record.events);
-  ReadOomKills(record.cgroup.Get(), record.exited.oom_kills, record.exited.oom_level);
-  record.exited.counters = ReadCounters(record.cgroup.Get());
-  record.cgroup.Reset();
-  const Status removed = RemoveLeaf(record.owner->cgroup.Get(), job.first.id);
-  if (!removed.Ok()) {
-    (void)fprintf(stderr, "jobbroker: cgroup left behind user=%s job=%s error=\"%s\"\n", job.first.user.c_str(),
-                  std::to_string(job.first.id).c_str(), strerror(removed.error().code));
-  }
-  record.state = State::kEnded;
-  if (record.failure.error == 0) return Send(Encode(record.exited));
-  Fail(job.first, RequestType::kStart, record.failure.stage, record.failure.error);
-  Answer(Forget{job.first});
-}
-
-void Server::Fail(const JobKey& key, RequestType request, Stage stage, int error) {
-  Send(Encode(Failed{key, request, stage, static_cast<uint32_t>(error)}));
-}
-
-void Server::Send(std::string message, std::shared_ptr<const Output> descriptors) {
-  if (!peer_.IsOpen() || !greeted_) return;
-  outgoing_.push_back({std::move(message), std::move(descriptors)});
-  if (!blocked_) Flush();
-}
-
-// While anything waits here no request is read: a front end that does not read gets no further answers.
-void Server::Flush() {
-  bool blocked = false;
-  for (; !outgoing_.empty(); outgoing_.pop_front()) {
-    const auto& [message, fds] = outgoing_.front();
-    const Status sent = fds == nullptr ? SendMessage(peer_.Get(), message)
-                                       : SendMessage(peer_.Get(), message, {fds->out.Get(), fds->err.Get()});
-    blocked = !sent.Ok() && sent.error().code == EAGAIN;
-    if (blocked) break;
-    if (!sent.Ok()) return DropPeer(strerror(sent.error().code));
-  }
-  if (blocked != blocked_) Watch(peer_.Get(), blocked ? EPOLLOUT : EPOLLIN, Source::kPeer);
-  blocked_ = blocked;
+void Serve(Users& users, uint8_t missing, UniqueFd peer, UniqueFd listener, uid_t peer_uid) {
+  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer));
 }
 
 }  // namespace jobworker

@@ -32,13 +32,14 @@ struct Pipe {
   UniqueFd read, write;
 };
 
-Result<Pipe> MakePipe() {
+Pipe MakePipe() {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return ErrnoError("pipe2");
+  OrThrow(pipe2(ends, O_CLOEXEC), "pipe2");
   Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
   // Non-blocking the read end alone: a job does not expect EAGAIN. The pipe is root's; a job that opens /dev/stderr
   // anew needs the right to write to it.
-  if (fcntl(ends[0], F_SETFL, O_NONBLOCK) != 0 || fchmod(ends[1], 0622) != 0) return ErrnoError("set up a pipe");
+  OrThrow(fcntl(ends[0], F_SETFL, O_NONBLOCK), "fcntl");
+  OrThrow(fchmod(ends[1], 0622), "fchmod");
   return pipe;
 }
 
@@ -121,7 +122,8 @@ void Require(bool done, Stage stage, int status) {
   Require(ResetSession() && SetDescriptors(plan), Stage::kSetUp, plan.status);
   Require(SetResourceLimits(plan.user.ceiling[kPidsLimit]) && ResetOomScore(), Stage::kSetUp, plan.status);
   Require(EmptyBoundingSet(), Stage::kIdentity, plan.status);
-  Require(BecomeUser(plan.user.uid, plan.user.gid), Stage::kIdentity, plan.status);
+  Require(BecomeUser(static_cast<uid_t>(plan.user.uid), static_cast<gid_t>(plan.user.gid)), Stage::kIdentity,
+          plan.status);
   Require(cap_set_proc(plan.no_capabilities) == 0, Stage::kIdentity, plan.status);
   Require(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, Stage::kIdentity, plan.status);
   // As the user, so that a directory the user may not enter is not entered.
@@ -165,38 +167,25 @@ std::vector<std::string> ExecCandidates(const std::string& command, const std::v
   return candidates;
 }
 
-Result<Child> Spawn(const User& user, const Start& start, int leaf, Stage& failed) {
-  failed = Stage::kPipe;
-  Result<Pipe> out = MakePipe(), err = MakePipe(), status = MakePipe();
-  for (const Result<Pipe>* pipe : {&out, &err, &status}) {
-    if (!pipe->Ok()) return pipe->error();
-  }
-  const UniqueFd null(open("/dev/null", O_RDONLY | O_CLOEXEC));
-  if (!null.IsOpen()) return ErrnoError("open /dev/null");
+Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
+  stage = Stage::kPipe;
+  Pipe out = MakePipe(), err = MakePipe(), status = MakePipe();
+  const UniqueFd null(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null"));
   static const cap_t no_capabilities = cap_init();
   const std::vector<std::string> environment = JobEnvironment(user, start);
   const std::vector<std::string> candidates = ExecCandidates(start.argv[0], environment);
-  const Plan plan{user,
-                  candidates,
-                  Pointers(start.argv),
-                  Pointers(environment),
-                  no_capabilities,
-                  null.Get(),
-                  out.value().write.Get(),
-                  err.value().write.Get(),
-                  status.value().write.Get()};
-  failed = Stage::kClone;
+  const Plan plan{user,       candidates,      Pointers(start.argv), Pointers(environment), no_capabilities,
+                  null.Get(), out.write.Get(), err.write.Get(),      status.write.Get()};
   int pidfd = -1;
   clone_args arguments{};
   arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP;
   arguments.pidfd = reinterpret_cast<uintptr_t>(&pidfd);
   arguments.exit_signal = SIGCHLD;
   arguments.cgroup = static_cast<unsigned>(leaf);
-  const long pid = syscall(SYS_clone3, &arguments, sizeof(arguments));
-  if (pid == 0) RunChild(plan);
-  if (pid < 0) return ErrnoError("clone3");
-  return Child{
-      UniqueFd(pidfd), {std::move(out.value().read), std::move(err.value().read)}, std::move(status.value().read)};
+  stage = Stage::kClone;
+  if (OrThrow(static_cast<int>(syscall(SYS_clone3, &arguments, sizeof(arguments))), "clone3") == 0) RunChild(plan);
+  return {UniqueFd(pidfd), std::make_shared<const Output>(std::move(out.read), std::move(err.read)),
+          std::move(status.read)};
 }
 
 }  // namespace jobworker

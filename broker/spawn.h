@@ -1,11 +1,11 @@
 // Birth of a job: one clone3 into its cgroup, then the steps that turn the child into the user's process.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "broker/users.h"
 #include "common/broker_protocol.h"
-#include "common/result.h"
 #include "common/unique_fd.h"
 
 namespace jobworker {
@@ -28,11 +28,11 @@ struct Output {
 
 struct Child {
   UniqueFd pidfd;
-  Output output;
+  std::shared_ptr<const Output> output;
   UniqueFd status;  // a ChildFailure, or end of file once exec succeeded
 };
 
-// Returns as soon as the child exists. `failed` says where it went wrong when it returns an error.
-Result<Child> Spawn(const User& user, const Start& start, int leaf, Stage& failed);
+// Returns as soon as the child exists. Throws std::system_error; `stage` then says what was being done.
+Child Spawn(const User& user, const Start& start, int leaf, Stage& stage);
 
 }  // namespace jobworker

@@ -5,50 +5,22 @@
 
 #include <algorithm>
 #include <charconv>
-#include <set>
+#include <stdexcept>
 
 namespace jobworker {
 
 namespace {
 
-constexpr std::string_view kLimitKeys[] = {"cpu",         "memory",   "pids",     "read-bytes",
-                                           "write-bytes", "read-ops", "write-ops"};
+constexpr const char* kLimitKeys[] = {"cpu", "memory", "pids", "read-bytes", "write-bytes", "read-ops", "write-ops"};
 static_assert(std::size(kLimitKeys) == kLimitCount);
-
-Error Invalid(std::string what) { return Error{EINVAL, std::move(what)}; }
 
 bool ParseNumber(std::string_view text, uint64_t& value) {
   const auto [end, code] = std::from_chars(text.begin(), text.end(), value);
-  return code == std::errc() && end == text.end();
-}
-
-bool ParseLimit(std::string_view text, uint64_t& value) {
-  if (text == "max") value = kUnlimited;
-  return text == "max" || (ParseNumber(text, value) && value > 0);
+  return code == std::errc() && end == text.end() && value > 0;
 }
 
 // 65534 is nobody; 65535 and 2^32-1 tell set*id calls to change nothing.
-bool ParseId(std::string_view text, uint32_t& id) {
-  uint64_t value = 0;
-  if (!ParseNumber(text, value) || value < 1000 || value == 65534 || value == 65535 || value >= UINT32_MAX)
-    return false;
-  id = static_cast<uint32_t>(value);
-  return true;
-}
-
-bool ParseSetting(std::string_view key, std::string_view value, User& user) {
-  if (key == "uid") return ParseId(value, user.uid);
-  if (key == "gid") return ParseId(value, user.gid);
-  if (key == "jobs") return ParseNumber(value, user.max_jobs) && user.max_jobs > 0;
-  if (key == "dir") {
-    user.directory = value;
-    return value.size() > 1 && value.front() == '/' && value.back() != '/';
-  }
-  Limits& limits = key.starts_with("job-") ? user.job : user.ceiling;
-  if (key.starts_with("job-")) key.remove_prefix(4);
-  const auto known = std::find(std::begin(kLimitKeys), std::end(kLimitKeys), key);
-  return known != std::end(kLimitKeys) && ParseLimit(value, limits[static_cast<size_t>(known - kLimitKeys)]);
-}
+bool IsId(uint64_t id) { return id >= 1000 && id != 65534 && id != 65535 && id < UINT32_MAX; }
 
 std::string_view NextWord(std::string_view& line) {
   line.remove_prefix(std::min(line.find_first_not_of(" \t"), line.size()));
@@ -57,88 +29,103 @@ std::string_view NextWord(std::string_view& line) {
   return word;
 }
 
-Status ParseLine(std::string_view line, Users& users) {
+// One line; what is wrong with it, or nothing.
+std::string ParseLine(std::string_view line, Users& users) {
   const std::string name(NextWord(line));
-  if (!IsUserName(name)) return Invalid("'" + name + "' is not a user name ([a-z_][a-z0-9_-]{0,31})");
+  if (!IsUserName(name)) return "'" + name + "' is not a user name ([a-z_][a-z0-9_-]{0,31})";
   User user;
-  std::set<std::string_view> seen;
+  std::map<std::string, uint64_t*, std::less<>> numbers = {
+      {"uid", &user.uid}, {"gid", &user.gid}, {"jobs", &user.max_jobs}};
+  for (size_t i = 0; i < kLimitCount; ++i) {
+    numbers[kLimitKeys[i]] = &user.ceiling[i];
+    numbers[std::string("job-") + kLimitKeys[i]] = &user.job[i];
+  }
   for (std::string_view word = NextWord(line); !word.empty(); word = NextWord(line)) {
     const std::string_view key = word.substr(0, word.find('='));
     const std::string_view value = word.substr(std::min(key.size() + 1, word.size()));
-    if (!seen.insert(key).second || !ParseSetting(key, value, user)) {
-      return Invalid("'" + std::string(word) + "' is not a known KEY=VALUE in its range, or is there twice");
+    const auto number = numbers.find(key);
+    const bool is_directory =
+        key == "dir" && user.directory.empty() && value.size() > 1 && value.front() == '/' && value.back() != '/';
+    const bool is_max = number != numbers.end() && value == "max" && number->second >= user.ceiling.begin();
+    if (is_directory) user.directory = value;
+    if (is_max) *number->second = kUnlimited;
+    if (!is_directory && !is_max && (number == numbers.end() || !ParseNumber(value, *number->second))) {
+      return "'" + std::string(word) + "' is not a known KEY=VALUE in its range, or is there twice";
     }
+    if (!is_directory) numbers.erase(number);
   }
-  if (!seen.contains("uid") || !seen.contains("gid") || !seen.contains("dir")) return Invalid("needs uid= gid= dir=");
+  if (!IsId(user.uid) || !IsId(user.gid)) return "uid= and gid= must be there, from 1000, not 65534 or 65535";
+  if (user.directory.empty()) return "dir= must be there";
   for (const auto& [other, its] : users) {
     if (other == name || its.uid == user.uid || its.gid == user.gid || its.directory == user.directory) {
-      return Invalid("'" + name + "' has the name, uid, gid or dir of '" + other + "'");
+      return "'" + name + "' has the name, uid, gid or dir of '" + other + "'";
     }
   }
   users.emplace(name, std::move(user));
-  return Done{};
+  return "";
 }
 
 }  // namespace
 
 Users BuiltInUsers() {
-  Users users;
-  for (const auto& [name, id] : {std::pair{"alice", 70001U}, {"bob", 70002U}, {"carl", 70003U}}) {
-    users[name].uid = users[name].gid = id;
-    users[name].directory = std::string("/var/lib/jobworker/") + name;
-  }
-  return users;
+  return ParseUsers(
+      "alice uid=70001 gid=70001 dir=/var/lib/jobworker/alice\n"
+      "bob uid=70002 gid=70002 dir=/var/lib/jobworker/bob\n"
+      "carl uid=70003 gid=70003 dir=/var/lib/jobworker/carl\n");
 }
 
-Result<Users> LoadUsers(const std::string& path) {
-  const UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+Users LoadUsers(const std::string& path) {
+  const UniqueFd file(OrThrow(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK), "users file " + path));
   struct stat info {};
-  if (!file.IsOpen() || fstat(file.Get(), &info) != 0) return ErrnoError("users file " + path);
+  OrThrow(fstat(file.Get(), &info), path);
   if (!S_ISREG(info.st_mode) || info.st_uid != 0 || (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
-    return Error{EPERM, "users file " + path + " must be root's and not writable by others (chown root, chmod go-w)"};
+    throw std::runtime_error("users file " + path +
+                             " must be root's and not writable by others (chown root; chmod go-w)");
   }
   std::string text(static_cast<size_t>(info.st_size), '\0');
-  if (read(file.Get(), text.data(), text.size()) != info.st_size) return ErrnoError("read users file " + path);
-  Result<Users> users = ParseUsers(text);
-  if (!users.Ok()) return Invalid("users file " + path + ": " + users.error().what);
-  return users;
+  OrThrow(static_cast<int>(read(file.Get(), text.data(), text.size())), path);
+  try {
+    return ParseUsers(text);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("users file " + path + ": " + error.what());
+  }
 }
 
-Result<Users> ParseUsers(std::string_view text) {
+Users ParseUsers(std::string_view text) {
   Users users;
   for (int number = 1; !text.empty(); ++number) {
     std::string_view line = text.substr(0, text.find('\n'));
     text.remove_prefix(std::min(line.size() + 1, text.size()));
     line = line.substr(0, line.find('#'));
     if (line.find_first_not_of(" \t") == line.npos) continue;
-    const Status parsed = ParseLine(line, users);
-    if (!parsed.Ok()) return Invalid("line " + std::to_string(number) + ": " + parsed.error().what);
+    const std::string wrong = ParseLine(line, users);
+    if (!wrong.empty()) throw std::runtime_error("line " + std::to_string(number) + ": " + wrong);
   }
-  if (users.empty()) return Invalid("it names no user");
+  if (users.empty()) throw std::runtime_error("it names no user");
   return users;
 }
 
-Result<Limits> JobLimits(const User& user, const Limits& asked) {
+std::optional<Limits> JobLimits(const User& user, const Limits& asked) {
   Limits limits = user.job;
   for (size_t i = 0; i < kLimitCount; ++i) {
-    if (asked[i] > user.ceiling[i]) return Error{EPERM, std::string(kLimitKeys[i])};
+    if (asked[i] > user.ceiling[i]) return std::nullopt;
     if (asked[i] != 0) limits[i] = asked[i];
   }
   return limits;
 }
 
-Result<dev_t> PrepareDirectory(const User& user) {
-  const char* path = user.directory.c_str();
+dev_t PrepareDirectory(const User& user) {
+  const std::string what = "working directory " + user.directory;
   (void)mkdir(user.directory.substr(0, user.directory.rfind('/')).c_str(), 0755);
-  const bool made = mkdir(path, 0700) == 0;
-  const UniqueFd directory(open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  const bool made = mkdir(user.directory.c_str(), 0700) == 0;
+  const UniqueFd directory(
+      OrThrow(open(user.directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), what));
+  const auto uid = static_cast<uid_t>(user.uid);
+  if (made) OrThrow(fchown(directory.Get(), uid, static_cast<gid_t>(user.gid)), what);
   struct stat info {};
-  if (!directory.IsOpen() || (made && fchown(directory.Get(), user.uid, user.gid) != 0) ||
-      fstat(directory.Get(), &info) != 0) {
-    return ErrnoError("working directory " + user.directory);
-  }
-  if (info.st_uid != user.uid || (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
-    return Error{EPERM, "working directory " + user.directory + " must be its user's and not writable by others"};
+  OrThrow(fstat(directory.Get(), &info), what);
+  if (info.st_uid != uid || (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    throw std::runtime_error(what + " must be its user's and not writable by others");
   }
   return info.st_dev;
 }

@@ -3,10 +3,10 @@
 #include <sys/types.h>
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "common/broker_protocol.h"
-#include "common/result.h"
 #include "common/unique_fd.h"
 
 namespace jobworker {
@@ -16,14 +16,13 @@ namespace jobworker {
 // second) are ceilings for all of the user's jobs together; with `job-` before the key, the default of each job. They
 // take `max`. jobs= is how many jobs may run or wait for Forget.
 struct User {
-  uid_t uid = 0;
-  gid_t gid = 0;
+  uint64_t uid = 0, gid = 0;
   std::string directory;
   uint64_t max_jobs = 4096;
   Limits ceiling{500, 134'217'728, 2048, kUnlimited, 1'048'576, kUnlimited, 120};
   Limits job{kUnlimited, kUnlimited, 128, kUnlimited, kUnlimited, kUnlimited, kUnlimited};
 
-  // Set at start-up, beside the list: see cgroup.h.
+  // Set at start-up, beside the list.
   UniqueFd cgroup;      // the user's directory
   Limits applied{};     // the ceilings as the kernel took them
   dev_t disk = 0;       // what io.max acts on
@@ -32,17 +31,19 @@ struct User {
 };
 using Users = std::map<std::string, User>;
 
+// Errors are thrown as std::runtime_error and name the file and the line, or as std::system_error.
+
 // alice, bob and carl, for a try-out: uids that no account range of Debian or systemd uses, under /var/lib/jobworker.
 Users BuiltInUsers();
-// Refuses a file that is not root's or that others can write. Errors name the line.
-Result<Users> LoadUsers(const std::string& path);
-Result<Users> ParseUsers(std::string_view text);
+// Refuses a file that is not root's or that others can write.
+Users LoadUsers(const std::string& path);
+Users ParseUsers(std::string_view text);
 
-// What was asked for, or the user's default where it was 0. EPERM when it is above the ceiling.
-Result<Limits> JobLimits(const User& user, const Limits& asked);
+// What was asked for, or the user's default where it was 0. Nothing when it is above the ceiling.
+std::optional<Limits> JobLimits(const User& user, const Limits& asked);
 
 // Makes the user's working directory if it is missing (0700, the user's; needs CAP_CHOWN) and refuses one that is not
 // the user's own or that others can write. Returns the device that it lies on.
-Result<dev_t> PrepareDirectory(const User& user);
+dev_t PrepareDirectory(const User& user);
 
 }  // namespace jobworker

@@ -23,8 +23,3 @@ target_compile_options(jobworker_options INTERFACE
   -fstack-protector-strong -fstack-clash-protection -fcf-protection=full)
 target_link_options(jobworker_options INTERFACE
   -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack -Wl,--as-needed)
-
-# Sources that cannot throw: the broker and what it shares. New failures there are Results or an abort.
-add_library(jobworker_trusted_options INTERFACE)
-target_link_libraries(jobworker_trusted_options INTERFACE jobworker_options)
-target_compile_options(jobworker_trusted_options INTERFACE -fno-exceptions)

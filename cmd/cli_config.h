@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "cmd/cli_options.h"
-#include "common/result.h"
+#include "cmd/result.h"
 
 namespace jobworker {
 

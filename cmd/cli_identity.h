@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cmd/cli_config.h"
-#include "common/result.h"
+#include "cmd/result.h"
 #include "daemon/tls.h"
 
 namespace jobworker {

@@ -1,5 +1,4 @@
 // jobbroker: the root half of Job Worker. See broker/README.md.
-#include <getopt.h>
 #include <pwd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -10,8 +9,7 @@
 #include <charconv>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <stdexcept>
 
 #include "broker/cgroup.h"
 #include "broker/privileges.h"
@@ -22,70 +20,45 @@ namespace {
 
 constexpr const char* kUsage =
     "jobbroker " JOBWORKER_VERSION
-    ", the root half of Job Worker; jobserver starts it by itself when it is run as root\n"
-    "usage: jobbroker --fd N | --socket PATH --peer USER|UID\n"
+    "\nusage: jobbroker --fd N | --socket PATH --peer USER|UID\n"
     "                 [--cgroup-root DIR] [--users FILE] [--missing-controllers refuse|warn]\n"
-    "  --fd      the front end's socket; when it closes, all jobs end\n"
+    "  --fd      the front end's socket (jobserver started as root gives it); when it closes, all jobs end\n"
     "  --socket  where front ends with the uid of --peer meet the broker, one at a time\n";
 
-struct Options {
-  int fd = -1;
-  std::string socket, peer, cgroup_root, users;
-  bool warn = false;
-};
+using Options = std::map<std::string, std::string, std::less<>>;
 
-[[noreturn]] void Die(const std::string& what, int code = 0) {
-  (void)fprintf(stderr, "jobbroker: %s%s%s\n", what.c_str(), code != 0 ? ": " : "", code != 0 ? strerror(code) : "");
-  exit(1);
-}
+[[noreturn]] void Die(const std::string& what) { throw std::runtime_error(what); }
 
-template <class T>
-T OrDie(Result<T> result) {
-  if (!result.Ok()) Die(result.error().what, result.error().code == EINVAL ? 0 : result.error().code);
-  return std::move(result.value());
-}
-
-bool ParseInt(const std::string& text, int& value) {
-  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return code == std::errc() && *end == '\0' && value >= 0;
+int ToInt(std::string_view text) {
+  int value = -1;
+  const auto [end, code] = std::from_chars(text.begin(), text.end(), value);
+  return code == std::errc() && end == text.end() ? value : -1;
 }
 
 Options ParseOptions(int argc, char** argv) {
-  constexpr option kOptions[] = {
-      {"fd", 1, nullptr, 'f'},          {"socket", 1, nullptr, 's'},  {"peer", 1, nullptr, 'p'},
-      {"cgroup-root", 1, nullptr, 'c'}, {"users", 1, nullptr, 'u'},   {"missing-controllers", 1, nullptr, 'm'},
-      {"help", 0, nullptr, 'h'},        {"version", 0, nullptr, 'h'}, {nullptr, 0, nullptr, 0}};
-  Options options;
-  for (int c; (c = getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
-    const std::string value = optarg != nullptr ? optarg : "";
-    switch (c) {
-      case 'f':
-        if (!ParseInt(value, options.fd) || options.fd < 3) Die("--fd takes the number of a socket, from 3");
-        break;
-      case 's': options.socket = value; break;
-      case 'p': options.peer = value; break;
-      case 'c': options.cgroup_root = value; break;
-      case 'u': options.users = value; break;
-      case 'm':
-        if (value != "refuse" && value != "warn") Die("--missing-controllers takes refuse or warn");
-        options.warn = value == "warn";
-        break;
-      case 'h': (void)fputs(kUsage, stdout); exit(0);
-      default: exit(1);
-    }
-  }
-  const bool deployed = !options.socket.empty() && !options.peer.empty();
-  if (optind != argc || deployed == (options.fd >= 0)) Die(kUsage);
   // Some systems mount cgroup v2 beside v1.
   const bool mixed = access("/sys/fs/cgroup/unified", F_OK) == 0;
-  if (options.cgroup_root.empty())
-    options.cgroup_root = mixed ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker";
+  Options options = {{"--fd", ""},
+                     {"--socket", ""},
+                     {"--peer", ""},
+                     {"--users", ""},
+                     {"--missing-controllers", "refuse"},
+                     {"--cgroup-root", mixed ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker"}};
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const size_t equals = word.find('=');
+    const auto known = options.find(word.substr(0, equals));
+    if (known == options.end() || (equals == word.npos && i + 1 == argc)) Die(kUsage);
+    known->second = equals == word.npos ? argv[++i] : word.substr(equals + 1);
+  }
+  const std::string& policy = options["--missing-controllers"];
+  const bool deployed = !options["--socket"].empty() && !options["--peer"].empty();
+  if (deployed == (ToInt(options["--fd"]) >= 3) || (policy != "refuse" && policy != "warn")) Die(kUsage);
   return options;
 }
 
 uid_t PeerUid(const std::string& peer) {
-  int uid = 0;
-  if (ParseInt(peer, uid)) return static_cast<uid_t>(uid);
+  if (ToInt(peer) >= 0) return static_cast<uid_t>(ToInt(peer));
   const passwd* entry = getpwnam(peer.c_str());
   if (entry == nullptr) Die("--peer: there is no user '" + peer + "'");
   return entry->pw_uid;
@@ -100,31 +73,39 @@ UniqueFd Listen(const std::string& path, uid_t peer) {
   struct stat old {};
   if (lstat(path.c_str(), &old) == 0 && S_ISSOCK(old.st_mode)) (void)unlink(path.c_str());
   umask(0177);
-  if (bind(listener.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
-      lchown(path.c_str(), peer, static_cast<gid_t>(-1)) != 0 || listen(listener.Get(), 16) != 0) {
-    Die("rendezvous socket " + path, errno);
-  }
+  OrThrow(bind(listener.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), "socket " + path);
+  OrThrow(lchown(path.c_str(), peer, static_cast<gid_t>(-1)), "own " + path);
+  OrThrow(listen(listener.Get(), 16), "listen");
   umask(022);
   return listener;
 }
 
-void RefuseOrWarn(const Options& options, const std::string& what) {
-  if (!options.warn) Die(what + " (--missing-controllers=warn runs jobs without those limits)");
-  (void)fprintf(stderr, "jobbroker: warning: %s\n", what.c_str());
-}
-
-void MakeUsers(const Options& options, Users& users, CgroupTree& tree) {
-  if (tree.missing() != 0)
-    RefuseOrWarn(options, "cgroup v2 here has no controllers:" + ControllerNames(tree.missing()));
+void MakeUsers(Users& users, CgroupTree& tree, bool warn) {
+  const auto refuse_or_warn = [warn](const std::string& what) {
+    if (!warn) Die(what + " (--missing-controllers warn runs jobs without those limits)");
+    (void)fprintf(stderr, "jobbroker: warning: %s\n", what.c_str());
+  };
+  if (tree.missing() != 0) refuse_or_warn("cgroup v2 here has no controllers:" + ControllerNames(tree.missing()));
   for (auto& [name, user] : users) {
-    user.disk = DiskUnder(OrDie(PrepareDirectory(user)));
+    user.disk = DiskUnder(PrepareDirectory(user));
     user.missing = tree.missing();
     if (user.disk == 0 && (user.missing & kIo) == 0 && (NeedsDisk(user.ceiling) || NeedsDisk(user.job))) {
-      RefuseOrWarn(options, "no block device under " + user.directory + " to limit the io of " + name + " on");
+      refuse_or_warn("no block device under " + user.directory + " to limit the io of " + name + " on");
       user.missing |= kIo;
     }
-    OrDie(tree.MakeUser(name, user));
+    tree.MakeUser(name, user);
   }
+}
+
+void RunBroker(Options& options, CgroupTree& tree) {
+  OrThrow(prctl(PR_SET_PDEATHSIG, SIGTERM), "prctl");
+  Users users = options["--users"].empty() ? BuiltInUsers() : LoadUsers(options["--users"]);
+  MakeUsers(users, tree, options["--missing-controllers"] == "warn");
+  const bool standalone = options["--socket"].empty();
+  const uid_t peer_uid = standalone ? 0 : PeerUid(options["--peer"]);
+  UniqueFd listener = standalone ? UniqueFd() : Listen(options["--socket"], peer_uid);
+  NarrowPrivileges();
+  Serve(users, tree.missing(), UniqueFd(ToInt(options["--fd"])), std::move(listener), peer_uid);
 }
 
 // A broker that dies, however it dies, leaves jobs that nobody could stop. So its parent stays root, reads nothing from
@@ -135,36 +116,27 @@ int Guard(pid_t broker, CgroupTree& tree) {
   (void)sigprocmask(SIG_SETMASK, &all, nullptr);
   int status = 0;
   while (waitpid(broker, &status, 0) < 0 && errno == EINTR) continue;
-  OrDie(tree.Clear());
-  tree.Remove();
+  tree.Clear();
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
-int Serve(const Options& options, CgroupTree& tree) {
-  const bool standalone = options.fd >= 0;
-  if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0) Die("prctl", errno);
-  Users users = options.users.empty() ? BuiltInUsers() : OrDie(LoadUsers(options.users));
-  MakeUsers(options, users, tree);
-  const uid_t peer_uid = standalone ? 0 : PeerUid(options.peer);
-  UniqueFd listener = standalone ? UniqueFd() : Listen(options.socket, peer_uid);
-  OrDie(NarrowPrivileges());
-  Server server(std::move(users), tree.missing(), UniqueFd(options.fd), std::move(listener), peer_uid);
-  OrDie(server.Run());
-  return 0;
-}
-
-int Main(int argc, char** argv) {
-  const Options options = ParseOptions(argc, argv);
+int Main(int argc, char** argv) try {
+  Options options = ParseOptions(argc, argv);
   umask(022);
-  OrDie(NarrowDescriptors(options.fd));
-  CgroupTree tree = OrDie(CgroupTree::Open(options.cgroup_root));
-  const pid_t broker = fork();
-  if (broker < 0) Die("fork", errno);
-  if (broker == 0) return Serve(options, tree);
-  UniqueFd(options.fd).Reset();
+  NarrowDescriptors(ToInt(options["--fd"]));
+  CgroupTree tree(options["--cgroup-root"]);
+  const pid_t broker = OrThrow(fork(), "fork");
+  if (broker == 0) {
+    RunBroker(options, tree);
+    return 0;
+  }
+  UniqueFd(ToInt(options["--fd"])).Reset();
   const int status = Guard(broker, tree);
-  if (!options.socket.empty()) (void)unlink(options.socket.c_str());
+  (void)unlink(options["--socket"].c_str());
   return status;
+} catch (const std::exception& error) {
+  (void)fprintf(stderr, "jobbroker: %s\n", error.what());
+  return 1;
 }
 
 }  // namespace

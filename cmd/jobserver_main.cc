@@ -101,24 +101,23 @@ std::string BesideThisProgram(const char* name) {
 
 // Root's last act: the broker on one end of a socketpair. Returns the other end.
 UniqueFd StartBroker(const Options& options, pid_t& broker) {
-  Result<std::pair<UniqueFd, UniqueFd>> pair = MessageSocketPair();
-  if (!pair.Ok()) Die(fmt::format("socketpair: {}", strerror(pair.error().code)));
+  std::pair<UniqueFd, UniqueFd> pair = MessageSocketPair();
   const std::string program = BesideThisProgram("jobbroker");
   if (access(program.c_str(), X_OK) != 0) {
     Die(fmt::format("there is no {}: jobserver starts the jobbroker beside itself; install both together", program));
   }
   constexpr int kBrokerFd = 3;
-  std::vector<std::string> words = {program, "--fd", std::to_string(kBrokerFd),
-                                    "--missing-controllers=" + options.missing_controllers};
-  if (!options.cgroup_root.empty()) words.push_back("--cgroup-root=" + options.cgroup_root);
-  if (!options.users.empty()) words.push_back("--users=" + options.users);
+  std::vector<std::string> words = {program, "--fd", std::to_string(kBrokerFd), "--missing-controllers",
+                                    options.missing_controllers};
+  if (!options.cgroup_root.empty()) words.insert(words.end(), {"--cgroup-root", options.cgroup_root});
+  if (!options.users.empty()) words.insert(words.end(), {"--users", options.users});
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   broker = fork();
   if (broker < 0) Die(fmt::format("fork: {}", strerror(errno)));
   if (broker == 0) {
-    const int end = pair.value().second.Release();
+    const int end = pair.second.Release();
     (void)setsid();  // a terminal's Ctrl-C is for this program alone: it ends the broker in its own order
     sigset_t none;
     sigemptyset(&none);
@@ -128,7 +127,7 @@ UniqueFd StartBroker(const Options& options, pid_t& broker) {
     (void)fprintf(stderr, "jobserver: cannot run %s: %s\n", program.c_str(), strerror(errno));
     _exit(1);
   }
-  return std::move(pair.value().first);
+  return std::move(pair.first);
 }
 
 std::optional<Account> AccountToBecome(const Options& options) {

@@ -1,5 +1,5 @@
-// Fixed-width little-endian integers and length-prefixed byte strings, bounded in both directions.
-// Both classes take the same field calls, so one list of fields (broker_protocol.h) writes and reads a message.
+// Little-endian integers of fixed width and length-prefixed byte strings. Writer and reader take the same calls, so one
+// list of fields (broker_protocol.h) both writes and reads a message.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -8,42 +8,48 @@
 
 namespace jobworker {
 
-// Appends to a buffer it owns. It checks no bound: the sender keeps to them, the receiver enforces them.
+// Checks no bound: the sender keeps to them, the receiver enforces them.
 class ByteWriter {
  public:
   template <class T>
   void Number(const T& value) {
-    Raw(static_cast<uint64_t>(value), sizeof(T));
+    for (size_t i = 0; i < sizeof(T); ++i) out_.push_back(static_cast<char>(static_cast<uint64_t>(value) >> (8 * i)));
   }
   void Check(bool) {}
-  void String(const std::string& value, size_t max);
-  void Strings(const std::vector<std::string>& values, size_t max_count, size_t max_total);
+  void String(const std::string& value, size_t) {
+    Number(static_cast<uint32_t>(value.size()));
+    out_ += value;
+  }
+  void Strings(const std::vector<std::string>& values, size_t, size_t) {
+    Number(static_cast<uint32_t>(values.size()));
+    for (const std::string& value : values) String(value, 0);
+  }
   [[nodiscard]] std::string Take() { return std::move(out_); }
 
  private:
-  void Raw(uint64_t value, size_t width);
   std::string out_;
 };
 
-// Reads a buffer it borrows. The first bad field makes every later one fail too; the values read until then are
-// not to be used unless Finish() returns true, which demands that every byte was consumed.
+// Reads bytes that it borrows. After a field that is cut short or breaks its bound every later one fails too, and
+// Finish() is false; it also is when bytes are left over. Only a true Finish() makes the values fit for use.
 class ByteReader {
  public:
   explicit ByteReader(std::string_view in) : in_(in) {}
   template <class T>
   void Number(T& value) {
-    value = static_cast<T>(Raw(sizeof(T)));
+    uint64_t number = 0;
+    const std::string_view bytes = Take(sizeof(T));
+    for (size_t i = 0; i < bytes.size(); ++i) number |= uint64_t{static_cast<uint8_t>(bytes[i])} << (8 * i);
+    value = static_cast<T>(number);
   }
-  // A range check of a field just read.
   void Check(bool holds) { ok_ = ok_ && holds; }
-  // At most `max` bytes and no NUL among them.
+  // At most `max` bytes, no NUL among them.
   void String(std::string& value, size_t max);
-  // At most `max_count` strings with at most `max_total` bytes in all, not counting prefixes.
-  void Strings(std::vector<std::string>& values, size_t max_count, size_t max_total);
+  // At most `max_count` strings with at most `max_bytes` in all.
+  void Strings(std::vector<std::string>& values, size_t max_count, size_t max_bytes);
   [[nodiscard]] bool Finish() const { return ok_ && in_.empty(); }
 
  private:
-  uint64_t Raw(size_t width);
   std::string_view Take(size_t size);
   std::string_view in_;
   bool ok_ = true;

@@ -2,41 +2,34 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/broker_protocol.h"
 
 namespace jobworker {
 
-Result<std::pair<UniqueFd, UniqueFd>> MessageSocketPair() {
+std::pair<UniqueFd, UniqueFd> MessageSocketPair() {
   int ends[2];
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return ErrnoError("socketpair");
-  std::pair<UniqueFd, UniqueFd> pair{UniqueFd(ends[0]), UniqueFd(ends[1])};
-  return pair;
+  OrThrow(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), "socketpair");
+  return {UniqueFd(ends[0]), UniqueFd(ends[1])};
 }
 
-Status SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors) {
+int SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors) {
   iovec body{const_cast<char*>(message.data()), message.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(kOutputDescriptors * sizeof(int))] = {};
+  const size_t bytes = std::min(descriptors.size(), kOutputDescriptors) * sizeof(int);
   msghdr header{};
   header.msg_iov = &body;
   header.msg_iovlen = 1;
-  if (descriptors.size() != 0) {
-    if (descriptors.size() > kOutputDescriptors) return Error{EINVAL, "too many descriptors for one message"};
+  if (bytes != 0) {
     header.msg_control = control;
-    header.msg_controllen = CMSG_SPACE(descriptors.size() * sizeof(int));
-    cmsghdr* rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
-    std::memcpy(CMSG_DATA(rights), descriptors.begin(), descriptors.size() * sizeof(int));
+    header.msg_controllen = CMSG_SPACE(bytes);
+    const cmsghdr rights{CMSG_LEN(bytes), SOL_SOCKET, SCM_RIGHTS};
+    std::memcpy(control, &rights, sizeof(rights));
+    std::memcpy(CMSG_DATA(CMSG_FIRSTHDR(&header)), descriptors.begin(), bytes);
   }
-  ssize_t sent;
-  do {
-    sent = sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
-  } while (sent < 0 && errno == EINTR);
-  if (sent < 0) return ErrnoError("sendmsg");
-  return Done{};
+  return sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
 }
 
 Receive ReceiveMessage(int socket, std::span<char> buffer, std::string_view& message) {

@@ -1,26 +1,23 @@
-// One datagram out or in on a SOCK_SEQPACKET socket (unix(7)). Receiving descriptors is the front end's business
-// alone and lives in daemon/: this code passes the kernel no control buffer, so none is ever installed.
+// One datagram on a SOCK_SEQPACKET socket (unix(7)). Receiving descriptors is the front end's business and lives in
+// daemon/: the receiving code here gives the kernel no room for any, so none is ever installed.
 #pragma once
-#include <initializer_list>
 #include <span>
 #include <string_view>
 
-#include "common/result.h"
 #include "common/unique_fd.h"
 
 namespace jobworker {
 
-// A connected pair, CLOEXEC, with room for the largest message.
-Result<std::pair<UniqueFd, UniqueFd>> MessageSocketPair();
+// Throws std::system_error.
+std::pair<UniqueFd, UniqueFd> MessageSocketPair();
 
-// Sends without blocking and without SIGPIPE. The descriptors stay the caller's. error().code is EAGAIN when the peer
-// does not read.
-Status SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors = {});
+// Does not block. The descriptors, at most kOutputDescriptors, stay the caller's. Returns 0 or an errno; EAGAIN: the
+// peer does not read.
+int SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors = {});
 
 enum class Receive { kMessage, kNothingYet, kClosed, kViolation };
-
-// Receives one datagram into `buffer` without blocking and cuts `message` to it. kClosed: the peer is gone, or sent
-// an empty datagram. kViolation: longer than the buffer, or with descriptors (which the kernel has already dropped).
+// Does not block. `message` becomes the part of `buffer` that was filled. kClosed: the peer is gone, or sent an empty
+// datagram. kViolation: longer than the buffer, or with descriptors (which the kernel has dropped).
 Receive ReceiveMessage(int socket, std::span<char> buffer, std::string_view& message);
 
 }  // namespace jobworker

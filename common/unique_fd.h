@@ -1,13 +1,14 @@
-// An owned file descriptor: closed exactly once, by whoever holds it last.
 #pragma once
 #include <unistd.h>
 
 #include <cerrno>
+#include <string>
+#include <system_error>
 #include <utility>
 
 namespace jobworker {
 
-// Owns one descriptor or none (-1). Moves, never copies. Closing keeps errno as it was.
+// Owns one file descriptor or none (-1) and closes it once. Moves, never copies. Closing keeps errno.
 class UniqueFd {
  public:
   UniqueFd() = default;
@@ -18,7 +19,6 @@ class UniqueFd {
     return *this;
   }
   ~UniqueFd() { Reset(); }
-
   [[nodiscard]] int Get() const { return fd_; }
   [[nodiscard]] bool IsOpen() const { return fd_ >= 0; }
   [[nodiscard]] int Release() { return std::exchange(fd_, -1); }
@@ -32,5 +32,11 @@ class UniqueFd {
  private:
   int fd_ = -1;
 };
+
+// What a system call returned; when that is negative, throws its errno with `what` was being done.
+inline int OrThrow(int result, const std::string& what) {
+  if (result < 0) throw std::system_error(errno, std::generic_category(), what);
+  return result;
+}
 
 }  // namespace jobworker

@@ -169,9 +169,9 @@ void BrokerClient::Send(std::string message) {
 void BrokerClient::Flush() {
   const bool waited = !outgoing_.empty();
   while (!outgoing_.empty()) {
-    const Status sent = SendMessage(socket_.Get(), outgoing_.front());
-    if (!sent.Ok() && sent.error().code == EAGAIN) break;
-    if (!sent.Ok()) return;  // the read that follows tells why
+    const int error = SendMessage(socket_.Get(), outgoing_.front());
+    if (error == EAGAIN) break;
+    if (error != 0) return;  // the read that follows tells why
     outgoing_.pop_front();
   }
   if (attached_ && waited) loop_.Rearm(socket_.Get(), Interest());

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
+#include <tuple>
+
 #include "common/broker_protocol.h"
 #include "common/message_socket.h"
 
@@ -11,12 +13,7 @@ namespace jobworker {
 
 class FakeBroker {
  public:
-  FakeBroker() {
-    auto pair = MessageSocketPair();
-    if (!pair.Ok()) abort();
-    socket_ = std::move(pair.value().first);
-    client_end_ = std::move(pair.value().second);
-  }
+  FakeBroker() { std::tie(socket_, client_end_) = MessageSocketPair(); }
   UniqueFd TakeClientEnd() { return std::move(client_end_); }
 
   // The next request, which must be a T.
@@ -44,7 +41,7 @@ class FakeBroker {
     SendRaw(Encode(reply), descriptors);
   }
   void SendRaw(std::string_view message, std::initializer_list<int> descriptors = {}) {
-    EXPECT_TRUE(SendMessage(socket_.Get(), message, descriptors).Ok());
+    EXPECT_EQ(SendMessage(socket_.Get(), message, descriptors), 0);
   }
   void Hang() { socket_.Reset(); }
 

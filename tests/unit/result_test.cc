@@ -1,4 +1,4 @@
-#include "common/result.h"
+#include "cmd/result.h"
 
 #include <gtest/gtest.h>
 

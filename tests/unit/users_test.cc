@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/unit/try.h"
+
 namespace jobworker {
 namespace {
 
@@ -15,7 +17,7 @@ namespace fs = std::filesystem;
 const std::string kAlice = "alice uid=70001 gid=70001 dir=/srv/alice";
 
 std::string WhyRefused(std::string_view text) {
-  const Result<Users> users = ParseUsers(text);
+  const Result<Users> users = Try(ParseUsers, text);
   return users.Ok() ? "accepted" : users.error().what;
 }
 
@@ -38,11 +40,12 @@ TEST(Users, TheBuiltInOnesAreForATryOut) {
 }
 
 TEST(Users, ReadsEverySetting) {
-  Result<Users> users = ParseUsers(
-      "# all of them\n\n  \t\n" + kAlice +
-      " jobs=7 cpu=1500 memory=1 pids=2 read-bytes=3 write-bytes=4 read-ops=5 write-ops=max"
-      " job-cpu=max job-memory=8 job-pids=9 job-read-bytes=10 job-write-bytes=11 job-read-ops=12 job-write-ops=13 # x\n"
-      "\tbob\tuid=1000 gid=1000 dir=/b");
+  Result<Users> users =
+      Try(ParseUsers, "# all of them\n\n  \t\n" + kAlice +
+                          " jobs=7 cpu=1500 memory=1 pids=2 read-bytes=3 write-bytes=4 read-ops=5 write-ops=max"
+                          " job-cpu=max job-memory=8 job-pids=9 job-read-bytes=10 job-write-bytes=11 job-read-ops=12 "
+                          "job-write-ops=13 # x\n"
+                          "\tbob\tuid=1000 gid=1000 dir=/b");
   ASSERT_TRUE(users.Ok()) << users.error().what;
   ASSERT_EQ(users.value().size(), 2U);
   const User& alice = users.value().at("alice");
@@ -103,19 +106,18 @@ TEST(Users, WhatAJobAsksForIsHeldUnderTheCeiling) {
   User user;
   user.ceiling = {500, 100, 10, kUnlimited, 5, kUnlimited, 6};
   user.job = {kUnlimited, 50, kUnlimited, 7, kUnlimited, kUnlimited, kUnlimited};
-  const Result<Limits> defaults = JobLimits(user, {});
-  ASSERT_TRUE(defaults.Ok());
+  const std::optional<Limits> defaults = JobLimits(user, {});
+  ASSERT_TRUE(defaults.has_value());
   EXPECT_EQ(defaults.value(), user.job);
-  ASSERT_TRUE(JobLimits(user, user.ceiling).Ok());
+  ASSERT_TRUE(JobLimits(user, user.ceiling).has_value());
   EXPECT_EQ(JobLimits(user, user.ceiling).value(), user.ceiling);
   for (size_t i = 0; i < kLimitCount; ++i) {
     if (user.ceiling[i] == kUnlimited) continue;
     for (const uint64_t above : {user.ceiling[i] + 1, kUnlimited}) {
       Limits asked{};
       asked[i] = above;
-      const Result<Limits> limits = JobLimits(user, asked);
-      ASSERT_FALSE(limits.Ok()) << i;
-      EXPECT_EQ(limits.error().code, EPERM);
+      const std::optional<Limits> limits = JobLimits(user, asked);
+      ASSERT_FALSE(limits.has_value()) << i;
     }
   }
 }
@@ -148,40 +150,40 @@ class UsersAsRoot : public testing::Test {
 
 TEST_F(UsersAsRoot, LoadsAFileOfRoots) {
   const std::string path = Write(kAlice, 0644);
-  EXPECT_TRUE(LoadUsers(path).Ok());
+  EXPECT_TRUE(Try(LoadUsers, path).Ok());
   ASSERT_EQ(chown(path.c_str(), 0, 70001), 0);
-  EXPECT_TRUE(LoadUsers(path).Ok());
+  EXPECT_TRUE(Try(LoadUsers, path).Ok());
 }
 
 TEST_F(UsersAsRoot, RefusesAFileThatOthersCanWrite) {
   for (const mode_t mode : {0664U, 0646U, 0602U, 0666U}) {
-    const Result<Users> users = LoadUsers(Write(kAlice, mode));
+    const Result<Users> users = Try(LoadUsers, Write(kAlice, mode));
     ASSERT_FALSE(users.Ok()) << mode;
-    EXPECT_EQ(users.error().code, EPERM);
+    EXPECT_NE(users.error().what.find("not writable by others"), std::string::npos);
     EXPECT_NE(users.error().what.find(directory_ / "users"), std::string::npos);
   }
   const std::string path = Write(kAlice, 0600);
   ASSERT_EQ(chown(path.c_str(), 70001, 0), 0);
-  EXPECT_FALSE(LoadUsers(path).Ok());
+  EXPECT_FALSE(Try(LoadUsers, path).Ok());
 }
 
 TEST_F(UsersAsRoot, RefusesWhatIsNoFile) {
-  EXPECT_EQ(LoadUsers(directory_ / "nothing").error().code, ENOENT);
-  EXPECT_FALSE(LoadUsers(directory_).Ok());
+  EXPECT_EQ(Try(LoadUsers, directory_ / "nothing").error().code, ENOENT);
+  EXPECT_FALSE(Try(LoadUsers, directory_).Ok());
   const std::string fifo = directory_ / "fifo";
   ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
-  EXPECT_FALSE(LoadUsers(fifo).Ok());
+  EXPECT_FALSE(Try(LoadUsers, fifo).Ok());
 }
 
 TEST_F(UsersAsRoot, AnErrorNamesTheFileAndTheLine) {
   const std::string path = Write("\n" + kAlice + " pids=no\n", 0600);
-  const Result<Users> users = LoadUsers(path);
+  const Result<Users> users = Try(LoadUsers, path);
   ASSERT_FALSE(users.Ok());
   EXPECT_NE(users.error().what.find(path + ": line 2: 'pids=no'"), std::string::npos) << users.error().what;
 }
 
 TEST_F(UsersAsRoot, MakesTheWorkingDirectoryForItsUserAlone) {
-  const Result<dev_t> device = PrepareDirectory(user_);
+  const Result<dev_t> device = Try(PrepareDirectory, user_);
   ASSERT_TRUE(device.Ok()) << device.error().what;
   struct stat info {};
   ASSERT_EQ(lstat(user_.directory.c_str(), &info), 0);
@@ -189,18 +191,18 @@ TEST_F(UsersAsRoot, MakesTheWorkingDirectoryForItsUserAlone) {
   EXPECT_EQ(info.st_uid, user_.uid);
   EXPECT_EQ(info.st_gid, user_.gid);
   EXPECT_EQ(info.st_dev, device.value());
-  EXPECT_TRUE(PrepareDirectory(user_).Ok());
+  EXPECT_TRUE(Try(PrepareDirectory, user_).Ok());
 }
 
 TEST_F(UsersAsRoot, RefusesAWorkingDirectoryThatIsNotTheUsersOwn) {
   fs::create_directories(user_.directory);
-  EXPECT_FALSE(PrepareDirectory(user_).Ok());  // root's
+  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());  // root's
   ASSERT_EQ(chown(user_.directory.c_str(), 70002, 70001), 0);
-  EXPECT_FALSE(PrepareDirectory(user_).Ok());
+  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());
   ASSERT_EQ(chown(user_.directory.c_str(), 70001, 70001), 0);
-  EXPECT_TRUE(PrepareDirectory(user_).Ok());
+  EXPECT_TRUE(Try(PrepareDirectory, user_).Ok());
   ASSERT_EQ(chmod(user_.directory.c_str(), 0770), 0);
-  EXPECT_FALSE(PrepareDirectory(user_).Ok());
+  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());
 }
 
 TEST_F(UsersAsRoot, DoesNotFollowALink) {
@@ -208,7 +210,7 @@ TEST_F(UsersAsRoot, DoesNotFollowALink) {
   fs::create_directory(directory_ / "elsewhere");
   ASSERT_EQ(chown((directory_ / "elsewhere").c_str(), 70001, 70001), 0);
   fs::create_symlink(directory_ / "elsewhere", user_.directory);
-  EXPECT_FALSE(PrepareDirectory(user_).Ok());
+  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());
 }
 
 }  // namespace

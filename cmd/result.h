@@ -1,4 +1,4 @@
-// A value, or the errno and the name of the operation that failed. No exceptions cross the trusted code.
+// A value, or the errno and the name of the operation that failed.
 #pragma once
 #include <cerrno>
 #include <optional>
