@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <regex>
 #include <thread>
 #include <vector>
 
@@ -71,10 +70,11 @@ class Lines : public ::testing::Test {
 
 TEST_F(Lines, AreOneWriteWithTheTime) {
   Log("denied", {{"user", "carl"}, {"reason", "not in the policy"}, {"text", "a\njobserver: allowed"}});
-  const std::regex form(R"(jobserver: denied user=carl reason="not in the policy" text="a\\x0ajobserver: allowed" )"
-                        R"(time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\n)");
-  const std::string line = Next();
-  EXPECT_TRUE(std::regex_match(line, form)) << line;
+  std::string line = Next();
+  const std::string words = R"(jobserver: denied user=carl reason="not in the policy" text="a\x0ajobserver: allowed" )";
+  ASSERT_TRUE(line.starts_with(words)) << line;
+  for (char& c : line) c = c >= '0' && c <= '9' ? 'n' : c;
+  EXPECT_EQ(line.substr(words.size()), "time=nnnn-nn-nnTnn:nn:nn.nnnZ\n");
 }
 
 TEST_F(Lines, LeaveTheTimeToTheJournal) {
