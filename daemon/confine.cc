@@ -86,9 +86,11 @@ tl::expected<void, std::string> LoadFilter() {
     const int number = seccomp_syscall_resolve_name(name);
     if (failed == 0 && number != __NR_SCMP_ERROR) failed = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), number, 0);
   }
+  // The kernel looks at 32 bits of these arguments, so does the filter.
+  constexpr scmp_arg_cmp kLinger[] = {{1, SCMP_CMP_MASKED_EQ, UINT32_MAX, SOL_SOCKET},
+                                      {2, SCMP_CMP_MASKED_EQ, UINT32_MAX, SO_LINGER}};
   if (failed == 0) {
-    failed = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(setsockopt), 2,
-                              SCMP_A1_32(SCMP_CMP_EQ, SOL_SOCKET), SCMP_A2_32(SCMP_CMP_EQ, SO_LINGER));
+    failed = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(setsockopt), std::size(kLinger), kLinger);
   }
   if (failed == 0) failed = seccomp_load(filter);
   seccomp_release(filter);
