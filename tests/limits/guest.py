@@ -141,7 +141,8 @@ def CpuHeldToHalf(say):
             seconds, used = server.Measure(user, 'stress -q -c 1 -t 4', lambda: Number('usage_usec', user, 'cpu.stat'))
             shares[user] = used / 1e6 / seconds
             throttled = Number('nr_throttled', user, 'cpu.stat') - throttled
-            say(f'{user}: {used / 1e6:.2f} s of CPU in {seconds:.2f} s, share {shares[user]:.2f}, throttled {throttled}')
+            say(f'{user}: {used / 1e6:.2f} s of CPU in {seconds:.2f} s, share {shares[user]:.2f}, '
+                f'throttled {throttled} times')
             Require((throttled > 0) == (user == 'alice'), f'nr_throttled of {user} grew by {throttled}')
         Require(0.35 <= shares['alice'] <= 0.55, f"alice's share is {shares['alice']:.2f}")
         Require(shares['bob'] > 1.4 * shares['alice'], f"bob, without a limit, got only {shares['bob']:.2f}")
@@ -266,12 +267,21 @@ def LingerStall(say):
 
 CHECKS = {
     'all': {
-        'seeds-figures': SeedsFigures, 'cpu-held-to-half': CpuHeldToHalf, 'memory-killed-at-128-mib': MemoryKilled,
-        'memory-of-one-process': MemoryOfOneProcess, 'write-bytes-held': BytesHeld, 'write-operations-held': OperationsHeld,
-        'fork-bomb-held': ForkBombHeld, 'born-at-the-ceiling': BornAtTheCeiling, 'no-disk': NoDisk,
+        'seeds-figures': SeedsFigures,
+        'cpu-held-to-half': CpuHeldToHalf,
+        'memory-killed-at-128-mib': MemoryKilled,
+        'memory-of-one-process': MemoryOfOneProcess,
+        'write-bytes-held': BytesHeld,
+        'write-operations-held': OperationsHeld,
+        'fork-bomb-held': ForkBombHeld,
+        'born-at-the-ceiling': BornAtTheCeiling,
+        'no-disk': NoDisk,
         'linger-stall': LingerStall,
     },
-    'no-memory': {'no-controller-refused': NoMemoryRefused, 'no-controller-warned': NoMemoryWarned},
+    'no-memory': {
+        'no-controller-refused': NoMemoryRefused,
+        'no-controller-warned': NoMemoryWarned,
+    },
 }
 
 

@@ -1,0 +1,151 @@
+// The bench's client: the public API over one open connection, as alice.
+#include <grpcpp/grpcpp.h>
+#include <jobworker.grpc.pb.h>
+
+#include <atomic>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/bench/figures.h"
+
+namespace jobworker::bench {
+namespace {
+
+constexpr const char* kUsage =
+    "client TARGET CERTS jobs COUNT COMMAND            milliseconds of each job, start to end\n"
+    "client TARGET CERTS parallel COUNT AT_ONCE COMMAND   jobs per second\n"
+    "client TARGET CERTS follow COMMAND                MB per second that one follower gets, and MB that it missed\n"
+    "client TARGET CERTS quiet COUNT COMMAND           starts jobs that stay: milliseconds of each start\n"
+    "client TARGET CERTS stop COMMAND                  milliseconds of a stop, once the job has said something\n"
+    "client TARGET CERTS idle COMMAND                  follows a job that says nothing until it is stopped\n";
+
+using Stub = Worker::Stub;
+
+std::string FileText(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& target, const std::string& certs) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  const grpc::SslCredentialsOptions files{FileText(certs + "/ca.pem"), FileText(certs + "/alice-key.pem"),
+                                          FileText(certs + "/alice.pem")};
+  auto channel = grpc::CreateCustomChannel(target, grpc::SslCredentials(files), arguments);
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::seconds(10);
+  Require(channel->WaitForConnected(deadline), "no connection");
+  return channel;
+}
+
+struct Outcome {
+  uint64_t bytes = 0, dropped = 0;
+};
+
+// A job from its start to its end.
+Outcome RunJob(Stub& stub, const std::string& command) {
+  grpc::ClientContext context;
+  WorkerStartRequest request;
+  WorkerResponse response;
+  request.set_command(command);
+  const auto stream = stub.JobStart(&context, request);
+  Outcome outcome;
+  bool ended = false;
+  while (stream->Read(&response)) {
+    outcome.bytes += response.log().size();
+    outcome.dropped += response.dropped();
+    ended = response.has_end();
+  }
+  const grpc::Status status = stream->Finish();
+  if (!status.ok()) (void)fprintf(stderr, "%s\n", status.error_message().c_str());
+  Require(status.ok() && ended, "job");
+  return outcome;
+}
+
+void Jobs(Stub& stub, int count, const std::string& command) {
+  for (int i = 0; i < count; ++i) {
+    const auto begin = Clock::now();
+    RunJob(stub, command);
+    Print(MillisecondsSince(begin));
+  }
+}
+
+void Parallel(Stub& stub, int count, int at_once, const std::string& command) {
+  std::atomic<int> left = count;
+  std::vector<std::thread> threads;
+  const auto begin = Clock::now();
+  for (int i = 0; i < at_once; ++i) {
+    threads.emplace_back([&] {
+      while (left-- > 0) RunJob(stub, command);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Print(count / MillisecondsSince(begin) * 1000);
+}
+
+void Follow(Stub& stub, const std::string& command) {
+  const auto begin = Clock::now();
+  const Outcome outcome = RunJob(stub, command);
+  Print(static_cast<double>(outcome.bytes) / MillisecondsSince(begin) / 1000);
+  Print(static_cast<double>(outcome.dropped) / 1e6);
+}
+
+// Starts a job and hangs up after its first response, or after its first output.
+std::string Leave(Stub& stub, const std::string& command, bool after_output) {
+  grpc::ClientContext context;
+  WorkerStartRequest request;
+  WorkerResponse response;
+  request.set_command(command);
+  const auto stream = stub.JobStart(&context, request);
+  Require(stream->Read(&response), "start");
+  const std::string id = response.pid();
+  while (after_output && response.log().empty()) Require(stream->Read(&response), "output");
+  context.TryCancel();
+  (void)stream->Finish();
+  return id;
+}
+
+void Quiet(Stub& stub, int count, const std::string& command) {
+  for (int i = 0; i < count; ++i) {
+    const auto begin = Clock::now();
+    Leave(stub, command, false);
+    Print(MillisecondsSince(begin));
+  }
+}
+
+void Stop(Stub& stub, const std::string& command) {
+  WorkerPIDRequest request;
+  WorkerResponse response;
+  request.set_pid(Leave(stub, command, true));
+  grpc::ClientContext context;
+  const auto begin = Clock::now();
+  Require(stub.JobStop(&context, request, &response).ok(), "stop");
+  Print(MillisecondsSince(begin));
+}
+
+int Main(int argc, char** argv) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  if (words.size() < 4) {
+    (void)fputs(kUsage, stderr);
+    return 1;
+  }
+  (void)setenv("GRPC_VERBOSITY", "NONE", 0);
+  const auto stub = Worker::NewStub(Connect(words[0], words[1]));
+  const std::string& verb = words[2];
+  const std::string& command = words.back();
+  const int count = atoi(words[3].c_str());
+  if (verb == "jobs") Jobs(*stub, count, command);
+  if (verb == "parallel") Parallel(*stub, count, atoi(words[4].c_str()), command);
+  if (verb == "follow") Follow(*stub, command);
+  if (verb == "quiet") Quiet(*stub, count, command);
+  if (verb == "stop") Stop(*stub, command);
+  if (verb == "idle") RunJob(*stub, command);
+  return 0;
+}
+
+}  // namespace
+}  // namespace jobworker::bench
+
+int main(int argc, char** argv) { return jobworker::bench::Main(argc, argv); }

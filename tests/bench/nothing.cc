@@ -1,0 +1,2 @@
+// The job that is measured: linked statically, it ends at once.
+int main() { return 0; }
