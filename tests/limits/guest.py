@@ -83,7 +83,7 @@ class Server:
         Require(not os.path.exists(ROOT), 'the server left its cgroups behind')
 
     def Cli(self, user, *words):
-        return [BIN + 'jobworker', '-h', '127.0.0.1:' + self.port, '-u', user, *words]
+        return [BIN + 'jobworker', '-h', '127.0.0.1:' + self.port, '--certs', CERTS, '-u', user, *words]
 
     def Run(self, user, *words):
         """A CLI to its end: (exit status, stdout, stderr)."""
@@ -119,7 +119,7 @@ def SeedsFigures(say):
         job = server.Detach('alice', 'sleep', '1000')
         expected = {'cpu.max': '100000 200000', 'memory.max': '134217728', 'memory.swap.max': '0',
                     'io.max': '98:0 rbps=max wbps=1048576 riops=max wiops=120', 'pids.max': '2048',
-                    job + '/pids.max': '128'}
+                    job + '/pids.max': '128', job + '/memory.oom.group': '1'}
         for user in ('alice', 'bob', 'carl'):
             for file, value in expected.items():
                 if user != 'alice' and '/' in file:
@@ -153,7 +153,7 @@ def MemoryKilled(say):
         status, _, err = server.Run('alice', 'start', '--', 'stress', '-q', '--vm', '1', '--vm-bytes', '300M')
         peak, kills = int(Read('alice', 'memory.peak')), Number('oom_kill', 'alice', 'memory.events')
         say(f'exit status {status}, peak {peak} bytes, oom_kill {kills}, "{err.strip()}"')
-        Require(status != 0 and 'out of memory' in err, f'the end does not say so: {status}: {err}')
+        Require(status == 128 + 9 and 'out of memory' in err, f'the end does not say so: {status}: {err}')
         Require(kills >= 1 and peak <= 134217728, f'oom_kill {kills}, peak {peak}')
         same = ('stress-ng', '-q', '--vm', '1', '--vm-bytes', '200M', '--vm-populate', '--vm-ops', '1')
         status, _, err = server.Run('bob', 'start', '--', *same)
