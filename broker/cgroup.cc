@@ -18,10 +18,11 @@ namespace jobworker {
 
 namespace {
 
-constexpr std::pair<Controller, std::string_view> kControllers[] = {
-    {kCpu, "cpu"}, {kIo, "io"}, {kMemory, "memory"}, {kPids, "pids"}};
+constexpr std::pair<Controller, const char*> kControllers[] = {
+    {kCpu, " cpu"}, {kIo, " io"}, {kMemory, " memory"}, {kPids, " pids"}};
 
 std::string ToText(uint64_t value) { return value == kUnlimited ? "max" : std::to_string(value); }
+std::string ToText(dev_t device, char) { return std::to_string(major(device)) + ":" + std::to_string(minor(device)); }
 
 uint64_t ToNumber(std::string_view text, uint64_t otherwise = kUnlimited) {
   uint64_t value = otherwise;
@@ -63,7 +64,7 @@ uint8_t MissingControllers(int directory) {
   std::replace(offered.begin(), offered.end(), '\n', ' ');
   uint8_t missing = 0;
   for (const auto& [bit, name] : kControllers) {
-    if (offered.find(" " + std::string(name) + " ") == offered.npos) missing |= bit;
+    if (offered.find(std::string(name) + " ") == offered.npos) missing |= bit;
   }
   return missing;
 }
@@ -71,37 +72,35 @@ uint8_t MissingControllers(int directory) {
 // Each on its own: one that is not offered must not keep the others off. What is missing then is found by reading.
 void TurnOnControllers(int directory) {
   for (const auto& [bit, name] : kControllers) {
-    (void)WriteControl(directory, "cgroup.subtree_control", "+" + std::string(name));
+    (void)WriteControl(directory, "cgroup.subtree_control", std::string("+") + (name + 1));
   }
 }
 
 void RemoveChildren(int directory) {
   DIR* entries = fdopendir(OpenDirectory(directory, ".").Release());
-  while (const dirent* entry = entries != nullptr ? readdir(entries) : nullptr) {
+  while (const dirent* entry = readdir(entries)) {
     if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
     RemoveChildren(OpenDirectory(directory, entry->d_name).Get());
     (void)unlinkat(directory, entry->d_name, AT_REMOVEDIR);
   }
-  if (entries != nullptr) (void)closedir(entries);
+  (void)closedir(entries);
 }
-
-std::string DeviceText(dev_t disk) { return std::to_string(major(disk)) + ":" + std::to_string(minor(disk)); }
 
 }  // namespace
 
 std::string ControllerNames(uint8_t controllers) {
   std::string names;
-  for (const auto& [bit, name] : kControllers) names += (controllers & bit) != 0 ? " " + std::string(name) : "";
+  for (const auto& [bit, name] : kControllers) names += (controllers & bit) != 0 ? name : "";
   return names;
 }
 
 dev_t DiskUnder(dev_t device) {
-  const std::string path = "/sys/dev/block/" + DeviceText(device);
+  const std::string path = "/sys/dev/block/" + ToText(device, ':');
   const bool partition = access((path + "/partition").c_str(), F_OK) == 0;
-  const std::string numbers = ReadControl(AT_FDCWD, (path + (partition ? "/../dev" : "/dev")).c_str());
-  const size_t colon = numbers.find(':');
-  if (colon == numbers.npos) return 0;
-  return makedev(static_cast<unsigned>(ToNumber(numbers)), static_cast<unsigned>(ToNumber(numbers.substr(colon + 1))));
+  const std::string disk = ReadControl(AT_FDCWD, (path + (partition ? "/../dev" : "/dev")).c_str());
+  if (disk.find(':') == disk.npos) return 0;
+  return makedev(static_cast<unsigned>(ToNumber(disk)),
+                 static_cast<unsigned>(ToNumber(disk.substr(disk.find(':') + 1))));
 }
 
 bool NeedsDisk(const Limits& limits) {
@@ -115,26 +114,23 @@ Limits ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t d
     if (!limited || (missing & controller) != 0) return;
     errno = WriteControl(directory, file, value);
     // A kernel without swap has no such file, and nothing to forbid with it.
-    if (errno == ENOENT && controller == kMemory && value == "0") return;
-    OrThrow(errno != 0 ? -1 : 0, "write '" + value + "' to " + file);
+    OrThrow(errno == 0 || (errno == ENOENT && value == "0") ? 0 : -1, "write '" + value + "' to " + file);
     text = ReadControl(directory, file);
   };
   const auto [cpu, memory, pids, rbps, wbps, riops, wiops] = limits;
   constexpr uint64_t kUsPerMilliCpu = kCpuPeriodUs / 1000;
   errno = ERANGE;  // beyond this the product would wrap
   OrThrow(cpu == kUnlimited || cpu <= UINT32_MAX ? 0 : -1, "cpu.max");
-  const std::string quota = ToText(cpu * kUsPerMilliCpu);
-  Limits applied{};
-  write(kCpu, cpu != kUnlimited, "cpu.max", quota + " " + ToText(kCpuPeriodUs));
-  applied[kCpuLimit] = text.empty() ? kUnlimited : ToNumber(text) / kUsPerMilliCpu;
+  write(kCpu, cpu != kUnlimited, "cpu.max", ToText(cpu * kUsPerMilliCpu) + " " + ToText(kCpuPeriodUs));
+  Limits applied{text.empty() ? kUnlimited : ToNumber(text) / kUsPerMilliCpu};
   write(kMemory, memory != kUnlimited, "memory.swap.max", "0");
   write(kMemory, memory != kUnlimited, "memory.max", ToText(memory));
   applied[kMemoryLimit] = ToNumber(text);
   write(kPids, pids != kUnlimited, "pids.max", ToText(pids));
   applied[kPidsLimit] = ToNumber(text);
+  const std::string bytes = " rbps=" + ToText(rbps) + " wbps=" + ToText(wbps);
   write(kIo, NeedsDisk(limits), "io.max",
-        DeviceText(disk) + " rbps=" + ToText(rbps) + " wbps=" + ToText(wbps) + " riops=" + ToText(riops) +
-            " wiops=" + ToText(wiops));
+        ToText(disk, ':') + bytes + " riops=" + ToText(riops) + " wiops=" + ToText(wiops));
   applied[kReadBytesLimit] = ValueOf(text, "rbps", kUnlimited);
   applied[kWriteBytesLimit] = ValueOf(text, "wbps", kUnlimited);
   applied[kReadOpsLimit] = ValueOf(text, "riops", kUnlimited);
@@ -145,9 +141,7 @@ Limits ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t d
 Counters ReadCounters(int directory) {
   const std::string cpu = ReadControl(directory, "cpu.stat");
   const std::string io = ReadControl(directory, "io.stat");
-  Counters counters{};
-  counters[kCpuUser] = ValueOf(cpu, "user_usec", 0);
-  counters[kCpuSystem] = ValueOf(cpu, "system_usec", 0);
+  Counters counters{ValueOf(cpu, "user_usec", 0), ValueOf(cpu, "system_usec", 0)};
   counters[kMemoryPeak] = ToNumber(ReadControl(directory, "memory.peak"), 0);
   counters[kPidsPeak] = ToNumber(ReadControl(directory, "pids.peak"), 0);
   for (size_t at = 0; at < io.size(); at = std::min(io.find('\n', at), io.size()) + 1) {
@@ -184,15 +178,10 @@ bool IsPopulated(int events) {
 
 UniqueFd MakeLeaf(int user_directory, uint64_t id) {
   OrThrow(mkdirat(user_directory, std::to_string(id).c_str(), 0755), "make the job's cgroup");
-  try {
-    UniqueFd leaf = OpenDirectory(user_directory, std::to_string(id));
-    // The OOM killer takes the job as a whole. Not there without the memory controller.
-    (void)WriteControl(leaf.Get(), "memory.oom.group", "1");
-    return leaf;
-  } catch (const std::system_error&) {
-    (void)RemoveLeaf(user_directory, id);
-    throw;
-  }
+  UniqueFd leaf = OpenDirectory(user_directory, std::to_string(id));
+  // The OOM killer takes the job as a whole. Not there without the memory controller.
+  (void)WriteControl(leaf.Get(), "memory.oom.group", "1");
+  return leaf;
 }
 
 bool RemoveLeaf(int user_directory, uint64_t id) {
@@ -203,11 +192,11 @@ CgroupTree::CgroupTree(const std::string& path)
     : path_(path), made_(mkdir(path.c_str(), 0755) == 0), root_(OpenDirectory(AT_FDCWD, path)) {
   struct statfs info {};
   if (fstatfs(root_.Get(), &info) != 0 || info.f_type != CGROUP2_SUPER_MAGIC) {
-    (void)rmdir(made_ ? path_.c_str() : "");
+    Remove();
     throw std::runtime_error(path + " is not on a cgroup v2 mount; --cgroup-root takes one that is");
   }
   OrThrow(flock(root_.Get(), LOCK_EX | LOCK_NB), "another broker works in " + path);
-  KillAndRemoveJobs();
+  Clear();
   if (MissingControllers(root_.Get()) != 0) TurnOnControllers(OpenDirectory(root_.Get(), "..").Get());
   missing_ = MissingControllers(root_.Get());
   TurnOnControllers(root_.Get());
@@ -225,18 +214,15 @@ void CgroupTree::MakeUser(const std::string& name, User& user) {
   TurnOnControllers(user.cgroup.Get());
 }
 
-void CgroupTree::KillAndRemoveJobs() {
+void CgroupTree::Clear() {
   errno = KillAll(root_.Get());
-  OrThrow(errno != 0 ? -1 : 0, "kill what an earlier broker left in " + path_);
+  OrThrow(errno != 0 ? -1 : 0, "kill what lives in " + path_);
   const UniqueFd events = OpenEvents(root_.Get());
   pollfd changed{events.Get(), POLLPRI, 0};
   while (IsPopulated(events.Get())) (void)poll(&changed, 1, -1);
   RemoveChildren(root_.Get());
 }
 
-void CgroupTree::Clear() {
-  KillAndRemoveJobs();
-  if (made_) (void)rmdir(path_.c_str());
-}
+void CgroupTree::Remove() { (void)rmdir(made_ ? path_.c_str() : ""); }
 
 }  // namespace jobworker

@@ -1,8 +1,6 @@
 // The broker's cgroup v2 tree, <root>/<user>/<job id>, through directory descriptors. The control files are described
 // in the kernel's Documentation/admin-guide/cgroup-v2.rst. What fails is thrown as std::system_error.
 #pragma once
-#include <sys/types.h>
-
 #include <string>
 
 #include "broker/users.h"
@@ -47,14 +45,14 @@ class CgroupTree {
   // Makes <root>/<name> with the user's ceilings, readable by the user's group and by nobody else. user.disk and
   // user.missing are set before, user.cgroup and user.applied by it.
   void MakeUser(const std::string& name, User& user);
-  // Kills all that lives below the root, waits until nothing does, removes every directory below it, and the root too
-  // if this object made it.
+  // Kills all that lives below the root, waits until nothing does, removes every directory below it.
   void Clear();
+  // Removes the root if this object made it.
+  void Remove();
 
  private:
-  void KillAndRemoveJobs();
-  const std::string path_;
-  const bool made_;
+  std::string path_;
+  bool made_;
   UniqueFd root_;
   uint8_t missing_ = 0;
 };

@@ -6,18 +6,15 @@
 
 namespace jobworker {
 
-// kNewPeer is a connection before its Hello. The others are the state of the job that a request names:
-// kStarting from clone to exec, kRunning, kEnding from the end of its main process until its cgroup is removed,
-// kEnded until Forget.
+// kNewPeer is a connection before its Hello. The others are the state of the job that a request names: kStarting from
+// clone to exec, kRunning, kEnding from the end of its main process until its cgroup is removed, kEnded until Forget.
 enum class State : uint8_t { kNewPeer, kAbsent, kStarting, kRunning, kEnding, kEnded };
 inline constexpr size_t kStates = 6;
-
 enum class Verdict : uint8_t { kViolation, kAllowed };
 
 // [state][request], in the order of both enums. A violation costs the connection; there is no third verdict.
 inline constexpr auto kPermissions = [] {
-  constexpr Verdict no = Verdict::kViolation;
-  constexpr Verdict ok = Verdict::kAllowed;
+  constexpr Verdict no = Verdict::kViolation, ok = Verdict::kAllowed;
   return std::array{
       //         Hello Start Signal Kill Usage Forget
       std::array{ok, no, no, no, no, no},  // kNewPeer

@@ -67,10 +67,9 @@ void KeepCapabilities() {
   }
   const std::unique_ptr<_cap_struct, decltype(&cap_free)> caps(cap_init(), &cap_free);
   for (const cap_flag_t set : {CAP_PERMITTED, CAP_EFFECTIVE}) {
-    OrThrow(cap_set_flag(caps.get(), set, std::size(kKept), kKept, CAP_SET), "name the capabilities to keep");
+    OrThrow(cap_set_flag(caps.get(), set, std::size(kKept), kKept, CAP_SET), "cap_set_flag");
   }
-  OrThrow(cap_reset_ambient(), "clear ambient capabilities");
-  OrThrow(cap_set_proc(caps.get()), "keep CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL");
+  OrThrow(cap_reset_ambient() | cap_set_proc(caps.get()), "keep SETUID, SETGID, SETPCAP and KILL");
 }
 
 }  // namespace
@@ -86,14 +85,13 @@ void NarrowDescriptors(int keep) {
 }
 
 void NarrowPrivileges() {
-  rlimit files{};
-  const rlimit no_core{0, 0};
-  OrThrow(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
-  files.rlim_cur = files.rlim_max;
-  OrThrow(setrlimit(RLIMIT_NOFILE, &files), "setrlimit");
-  OrThrow(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
-  OrThrow(prctl(PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE");
-  OrThrow(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS");
+  rlimit limit{};
+  OrThrow(getrlimit(RLIMIT_NOFILE, &limit), "getrlimit");
+  limit.rlim_cur = limit.rlim_max;
+  OrThrow(setrlimit(RLIMIT_NOFILE, &limit), "setrlimit");
+  limit = {0, 0};
+  OrThrow(setrlimit(RLIMIT_CORE, &limit), "setrlimit");
+  OrThrow(prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl");
   KeepCapabilities();
   const std::unique_ptr<void, decltype(&seccomp_release)> filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
   if (filter == nullptr || AddRefusals(filter.get()) != 0 || seccomp_load(filter.get()) != 0) {

@@ -1,8 +1,6 @@
 #include "broker/server.h"
 
-#include <fcntl.h>
 #include <sys/epoll.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -26,6 +24,7 @@ namespace {
 
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
 constexpr uint64_t kSourceMask = 7;
+constexpr int kSpareDescriptors = 32;
 
 struct Record {
   State state = State::kStarting;
@@ -44,7 +43,7 @@ struct Outgoing {
   std::shared_ptr<const Output> descriptors;
 };
 
-enum class Source : uint64_t { kSignals, kListener, kPeer, kStatus, kPidfd, kEvents };
+enum class Source : uint64_t { kListener, kPeer, kStatus, kPidfd, kEvents };
 
 class Server {
  public:
@@ -52,15 +51,9 @@ class Server {
       : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
   void Run(UniqueFd peer) {
-    sigset_t ends;
-    sigemptyset(&ends);
-    for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
-    OrThrow(sigprocmask(SIG_BLOCK, &ends, nullptr), "sigprocmask");
     struct sigaction interrupt {};  // no SA_RESTART: see ReadRequest
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
-    const UniqueFd signals(OrThrow(signalfd(-1, &ends, SFD_CLOEXEC), "signalfd"));
-    Watch(signals.Get(), EPOLLIN, Source::kSignals);
     if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, Source::kListener);
     if (peer.IsOpen()) TakePeer(std::move(peer));
     while (running_) {
@@ -77,9 +70,7 @@ class Server {
     event.events = events;
     event.data.u64 = reinterpret_cast<uintptr_t>(job) | static_cast<uint64_t>(source);
     if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) == 0) return;
-    if (errno == EEXIST && epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event) == 0) return;
-    (void)fprintf(stderr, "jobbroker: epoll_ctl: %s\n", strerror(errno));
-    running_ = false;  // nothing would ever tell of this descriptor again
+    OrThrow(epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event), "epoll_ctl");  // it is watched already
   }
 
   // epoll forgets a descriptor only when its last copy is closed, and a child has copies until it execs.
@@ -91,7 +82,6 @@ class Server {
   void HandleEvent(uint64_t token, uint32_t events) {
     auto* const job = reinterpret_cast<JobEntry*>(token & ~kSourceMask);
     switch (static_cast<Source>(token & kSourceMask)) {
-      case Source::kSignals: running_ = false; return;
       case Source::kListener: return AcceptPeer();
       case Source::kPeer:
         if ((events & EPOLLIN) != 0) return ReadRequest();
@@ -106,13 +96,7 @@ class Server {
 
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
   void AcceptPeer() {
-    UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!visitor.IsOpen() && errno == EMFILE) {  // left waiting, it would wake us for ever
-      spare_.Reset();
-      visitor.Reset(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-      visitor.Reset();
-      spare_.Reset(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    }
+    const UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     ucred who{};
     socklen_t size = sizeof(who);
     if (!visitor.IsOpen() || getsockopt(visitor.Get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return;
@@ -121,12 +105,8 @@ class Server {
       (void)fprintf(stderr, "jobbroker: refused uid=%u pid=%d reason=\"%s\"\n", who.uid, who.pid, reason);
       return;
     }
-    try {
-      std::pair<UniqueFd, UniqueFd> pair = MessageSocketPair();
-      if (SendMessage(visitor.Get(), "+", {pair.second.Get()}) == 0) TakePeer(std::move(pair.first));
-    } catch (const std::system_error& error) {
-      (void)fprintf(stderr, "jobbroker: refused reason=\"%s\"\n", error.what());
-    }
+    std::pair<UniqueFd, UniqueFd> pair = MessageSocketPair();
+    if (SendMessage(visitor.Get(), "+", {pair.second.Get()}) == 0) TakePeer(std::move(pair.first));
   }
 
   void TakePeer(UniqueFd peer) {
@@ -157,22 +137,20 @@ class Server {
     if (received == Receive::kViolation) return DropPeer("message too long or with descriptors");
     const std::optional<Request> request = Decode<Request>(message);
     if (!request) return DropPeer("malformed request");
-    if (Judge(StateOf(*request), static_cast<RequestType>(request->index())) != Verdict::kAllowed) {
-      return DropPeer("request not allowed in this state");
-    }
-    std::visit([this](const auto& allowed) { Answer(allowed); }, *request);
+    const auto answer = [this](const auto& asked) {
+      const bool allowed = Judge(StateOf(asked), asked.kType) == Verdict::kAllowed;
+      return allowed ? Answer(asked) : DropPeer("request not allowed in this state");
+    };
+    std::visit(answer, *request);
   }
 
-  State StateOf(const Request& request) {
+  State StateOf(const auto& message) {
     if (!greeted_) return State::kNewPeer;
-    const auto state = [this](const auto& message) {
-      if constexpr (requires { message.key; }) {
-        const auto job = jobs_.find(message.key);
-        if (job != jobs_.end()) return job->second.state;
-      }
-      return State::kAbsent;
-    };
-    return std::visit(state, request);
+    if constexpr (requires { message.key; }) {
+      const auto job = jobs_.find(message.key);
+      if (job != jobs_.end()) return job->second.state;
+    }
+    return State::kAbsent;
   }
 
   void Answer(const Hello& hello) {
@@ -193,10 +171,14 @@ class Server {
     const std::optional<Limits> limits = JobLimits(owner, start.limits);
     if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
     Record record;
+    record.owner = &owner;
     Stage stage = Stage::kCgroup;
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
       stage = Stage::kLimits;
+      // The kernel gives out the lowest free number. What a start leaves free is for killing jobs and for visitors.
+      errno = EMFILE;
+      OrThrow(max_descriptors_ - kSpareDescriptors - record.cgroup.Get(), "descriptors");
       record.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
       for (size_t i = 0; i < kLimitCount; ++i) record.limits[i] = std::min(record.limits[i], owner.applied[i]);
       record.child = Spawn(owner, start, record.cgroup.Get(), stage);
@@ -204,7 +186,6 @@ class Server {
       if (stage != Stage::kCgroup) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
       return Fail(start.key, RequestType::kStart, stage, error.code().value());
     }
-    record.owner = &owner;
     ++owner.job_count;
     JobEntry& job = *jobs_.emplace(start.key, std::move(record)).first;
     Watch(job.second.child.status.Get(), EPOLLIN, Source::kStatus, &job);
@@ -224,8 +205,8 @@ class Server {
 
   void Answer(const UsageRequest& usage) {
     const Record& record = jobs_.at(usage.key);
-    Send(Encode(
-        UsageIs{usage.key, record.cgroup.IsOpen() ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
+    const bool lives = record.cgroup.IsOpen();
+    Send(Encode(UsageIs{usage.key, lives ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
   }
 
   void Answer(const Forget& forget) {
@@ -307,7 +288,8 @@ class Server {
   const UniqueFd listener_;
   const uid_t peer_uid_;
   const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
-  UniqueFd peer_, spare_{open("/dev/null", O_RDONLY | O_CLOEXEC)};
+  UniqueFd peer_;
+  const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
   bool running_ = true, greeted_ = false, refuses_rights_ = false, blocked_ = false;
   Jobs jobs_;
   std::deque<Outgoing> outgoing_;

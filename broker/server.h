@@ -5,9 +5,9 @@
 
 namespace jobworker {
 
-// Serves until SIGTERM, SIGINT or SIGHUP. Either `peer` is the front end's socket (standalone), and it also ends when
-// that one is gone; or `listener` is the rendezvous socket (deployed): whoever connects there with uid `peer_uid` is
-// handed one end of a fresh pair, unless somebody still has one. Jobs are left as they are. Throws std::system_error.
+// Either `peer` is the front end's socket (standalone), and this returns when that one is gone; or `listener` is the
+// rendezvous socket (deployed), and it goes on for ever: whoever connects there with uid `peer_uid` is handed one end
+// of a fresh pair, unless somebody still has one. Jobs are left as they are. Throws std::system_error.
 void Serve(Users& users, uint8_t missing, UniqueFd peer, UniqueFd listener, uid_t peer_uid);
 
 }  // namespace jobworker

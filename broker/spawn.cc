@@ -81,20 +81,19 @@ bool ResetOomScore() {
   return file >= 0 && read(file, &sign, 1) == 1 && (sign != '-' || pwrite(file, "0", 1, 0) == 1);
 }
 
-bool EmptyBoundingSet() {
+// Groups first, user last: after setresuid there is no right to the others. Read back, because a set*id call with -1
+// succeeds and changes nothing.
+bool BecomeUser(uid_t uid, gid_t gid, cap_t no_capabilities) {
   for (int cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
     if (prctl(PR_CAPBSET_READ, cap) == 1 && prctl(PR_CAPBSET_DROP, cap) != 0) return false;
   }
-  return true;
-}
-
-// Groups first, user last: after setresuid there is no right to the others. Read back, because a set*id call with -1
-// succeeds and changes nothing.
-bool BecomeUser(uid_t uid, gid_t gid) {
-  if (setgroups(0, nullptr) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0) return false;
   uid_t uids[3] = {};
   gid_t gids[3] = {};
-  if (getresuid(&uids[0], &uids[1], &uids[2]) != 0 || getresgid(&gids[0], &gids[1], &gids[2]) != 0) return false;
+  if (setgroups(0, nullptr) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0 ||
+      getresuid(&uids[0], &uids[1], &uids[2]) != 0 || getresgid(&gids[0], &gids[1], &gids[2]) != 0 ||
+      cap_set_proc(no_capabilities) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+    return false;
+  }
   for (int i = 0; i < 3; ++i) {
     if (uids[i] == 0 || uids[i] != uid || gids[i] == 0 || gids[i] != gid) return false;
   }
@@ -111,42 +110,36 @@ void Exec(const Plan& plan) {
   errno = worst;
 }
 
-void Require(bool done, Stage stage, int status) {
-  if (done) return;
-  const ChildFailure failure{stage, errno};
-  (void)!write(status, &failure, sizeof(failure));
-  _exit(127);
-}
-
 [[noreturn]] void RunChild(const Plan& plan) {
-  Require(ResetSession() && SetDescriptors(plan), Stage::kSetUp, plan.status);
-  Require(SetResourceLimits(plan.user.ceiling[kPidsLimit]) && ResetOomScore(), Stage::kSetUp, plan.status);
-  Require(EmptyBoundingSet(), Stage::kIdentity, plan.status);
-  Require(BecomeUser(static_cast<uid_t>(plan.user.uid), static_cast<gid_t>(plan.user.gid)), Stage::kIdentity,
-          plan.status);
-  Require(cap_set_proc(plan.no_capabilities) == 0, Stage::kIdentity, plan.status);
-  Require(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, Stage::kIdentity, plan.status);
+  const auto require = [&plan](bool done, Stage stage) {
+    if (done) return;
+    const ChildFailure failure{stage, errno};
+    (void)!write(plan.status, &failure, sizeof(failure));
+    _exit(127);
+  };
+  require(ResetSession() && SetDescriptors(plan), Stage::kSetUp);
+  require(SetResourceLimits(plan.user.ceiling[kPidsLimit]) && ResetOomScore(), Stage::kSetUp);
+  const auto uid = static_cast<uid_t>(plan.user.uid);
+  require(BecomeUser(uid, static_cast<gid_t>(plan.user.gid), plan.no_capabilities), Stage::kIdentity);
   // As the user, so that a directory the user may not enter is not entered.
-  Require(chdir(plan.user.directory.c_str()) == 0, Stage::kDirectory, plan.status);
-  Require(RefuseNamespaces(), Stage::kFilter, plan.status);
+  require(chdir(plan.user.directory.c_str()) == 0, Stage::kDirectory);
+  require(RefuseNamespaces(), Stage::kFilter);
   Exec(plan);
-  Require(false, Stage::kExec, plan.status);
+  require(false, Stage::kExec);
   _exit(127);
 }
 
 }  // namespace
 
 std::vector<std::string> JobEnvironment(const User& user, const Start& start) {
-  std::vector<std::string> environment = {"PATH=/usr/local/bin:/usr/bin:/bin",
-                                          "HOME=" + user.directory,
-                                          "USER=" + start.key.user,
-                                          "LOGNAME=" + start.key.user,
-                                          "SHELL=/bin/sh",
-                                          "LANG=C.UTF-8",
-                                          "JOB_ID=" + std::to_string(start.key.id)};
+  const std::string& name = start.key.user;
+  std::vector<std::string> environment = {"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + user.directory};
+  for (const char* key : {"USER=", "LOGNAME="}) environment.push_back(key + name);
+  for (const char* fixed : {"SHELL=/bin/sh", "LANG=C.UTF-8"}) environment.emplace_back(fixed);
+  environment.push_back("JOB_ID=" + std::to_string(start.key.id));
   for (const std::string& entry : start.env) {
-    const std::string name = entry.substr(0, entry.find('=') + 1);
-    std::erase_if(environment, [&](const std::string& other) { return other.starts_with(name); });
+    const std::string key = entry.substr(0, entry.find('=') + 1);
+    std::erase_if(environment, [&](const std::string& other) { return other.starts_with(key); });
     environment.push_back(entry);
   }
   return environment;
@@ -184,7 +177,7 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   arguments.cgroup = static_cast<unsigned>(leaf);
   stage = Stage::kClone;
   if (OrThrow(static_cast<int>(syscall(SYS_clone3, &arguments, sizeof(arguments))), "clone3") == 0) RunChild(plan);
-  return {UniqueFd(pidfd), std::make_shared<const Output>(std::move(out.read), std::move(err.read)),
+  return {UniqueFd(pidfd), std::make_shared<const Output>(Output{std::move(out.read), std::move(err.read)}),
           std::move(status.read)};
 }
 

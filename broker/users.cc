@@ -69,8 +69,7 @@ std::string ParseLine(std::string_view line, Users& users) {
 
 Users BuiltInUsers() {
   return ParseUsers(
-      "alice uid=70001 gid=70001 dir=/var/lib/jobworker/alice\n"
-      "bob uid=70002 gid=70002 dir=/var/lib/jobworker/bob\n"
+      "alice uid=70001 gid=70001 dir=/var/lib/jobworker/alice\nbob uid=70002 gid=70002 dir=/var/lib/jobworker/bob\n"
       "carl uid=70003 gid=70003 dir=/var/lib/jobworker/carl\n");
 }
 
@@ -84,14 +83,10 @@ Users LoadUsers(const std::string& path) {
   }
   std::string text(static_cast<size_t>(info.st_size), '\0');
   OrThrow(static_cast<int>(read(file.Get(), text.data(), text.size())), path);
-  try {
-    return ParseUsers(text);
-  } catch (const std::runtime_error& error) {
-    throw std::runtime_error("users file " + path + ": " + error.what());
-  }
+  return ParseUsers(text, "users file " + path + ": ");
 }
 
-Users ParseUsers(std::string_view text) {
+Users ParseUsers(std::string_view text, const std::string& where) {
   Users users;
   for (int number = 1; !text.empty(); ++number) {
     std::string_view line = text.substr(0, text.find('\n'));
@@ -99,9 +94,9 @@ Users ParseUsers(std::string_view text) {
     line = line.substr(0, line.find('#'));
     if (line.find_first_not_of(" \t") == line.npos) continue;
     const std::string wrong = ParseLine(line, users);
-    if (!wrong.empty()) throw std::runtime_error("line " + std::to_string(number) + ": " + wrong);
+    if (!wrong.empty()) throw std::runtime_error(where + "line " + std::to_string(number) + ": " + wrong);
   }
-  if (users.empty()) throw std::runtime_error("it names no user");
+  if (users.empty()) throw std::runtime_error(where + "it names no user");
   return users;
 }
 

@@ -31,13 +31,12 @@ struct User {
 };
 using Users = std::map<std::string, User>;
 
-// Errors are thrown as std::runtime_error and name the file and the line, or as std::system_error.
-
+// What is wrong with a list is thrown as std::runtime_error and names the line; what fails, as std::system_error.
 // alice, bob and carl, for a try-out: uids that no account range of Debian or systemd uses, under /var/lib/jobworker.
 Users BuiltInUsers();
 // Refuses a file that is not root's or that others can write.
 Users LoadUsers(const std::string& path);
-Users ParseUsers(std::string_view text);
+Users ParseUsers(std::string_view text, const std::string& where = "");
 
 // What was asked for, or the user's default where it was 0. Nothing when it is above the ceiling.
 std::optional<Limits> JobLimits(const User& user, const Limits& asked);

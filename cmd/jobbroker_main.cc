@@ -3,6 +3,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -98,32 +99,38 @@ void MakeUsers(Users& users, CgroupTree& tree, bool warn) {
 }
 
 void RunBroker(Options& options, CgroupTree& tree) {
-  OrThrow(prctl(PR_SET_PDEATHSIG, SIGTERM), "prctl");
   Users users = options["--users"].empty() ? BuiltInUsers() : LoadUsers(options["--users"]);
   MakeUsers(users, tree, options["--missing-controllers"] == "warn");
   const bool standalone = options["--socket"].empty();
   const uid_t peer_uid = standalone ? 0 : PeerUid(options["--peer"]);
   UniqueFd listener = standalone ? UniqueFd() : Listen(options["--socket"], peer_uid);
   NarrowPrivileges();
+  OrThrow(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");  // a change of fsgid, as in MakeUsers, would clear it
   Serve(users, tree.missing(), UniqueFd(ToInt(options["--fd"])), std::move(listener), peer_uid);
 }
 
-// A broker that dies, however it dies, leaves jobs that nobody could stop. So its parent stays root, reads nothing from
-// anybody, and when the broker is gone ends all that lives in the cgroup tree.
-int Guard(pid_t broker, CgroupTree& tree) {
-  sigset_t all;
-  sigfillset(&all);
-  (void)sigprocmask(SIG_SETMASK, &all, nullptr);
-  int status = 0;
-  while (waitpid(broker, &status, 0) < 0 && errno == EINTR) continue;
+// A broker that is gone, whatever ended it, leaves jobs that nobody could stop. So its parent stays root, reads nothing
+// from anybody, waits for the broker's end or for a signal that asks for it, and ends all that lives in the cgroup
+// tree.
+int Guard(pid_t broker, CgroupTree& tree, const sigset_t& signals) {
+  const UniqueFd pidfd(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, broker, 0)), "pidfd_open"));
+  int number = 0, status = 0;
+  OrThrow(-sigwait(&signals, &number), "sigwait");
+  if (number != SIGCHLD) (void)syscall(SYS_pidfd_send_signal, pidfd.Get(), SIGKILL, nullptr, 0);
+  OrThrow(waitpid(broker, &status, 0), "waitpid");
   tree.Clear();
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+  tree.Remove();
+  return number != SIGCHLD || (WIFEXITED(status) && WEXITSTATUS(status) == 0) ? 0 : 1;
 }
 
 int Main(int argc, char** argv) try {
   Options options = ParseOptions(argc, argv);
   umask(022);
   NarrowDescriptors(ToInt(options["--fd"]));
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&signals, number);
+  OrThrow(sigprocmask(SIG_BLOCK, &signals, nullptr), "sigprocmask");
   CgroupTree tree(options["--cgroup-root"]);
   const pid_t broker = OrThrow(fork(), "fork");
   if (broker == 0) {
@@ -131,7 +138,7 @@ int Main(int argc, char** argv) try {
     return 0;
   }
   UniqueFd(ToInt(options["--fd"])).Reset();
-  const int status = Guard(broker, tree);
+  const int status = Guard(broker, tree, signals);
   (void)unlink(options["--socket"].c_str());
   return status;
 } catch (const std::exception& error) {

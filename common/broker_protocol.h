@@ -31,12 +31,9 @@ static_assert(kMaxArgumentBytes + kMaxEnvironmentBytes + 4 * (kMaxArguments + kM
 
 // [a-z_][a-z0-9_-]{0,31}: the only form a user's name has, in a certificate, in a message and in the users list.
 constexpr bool IsUserName(std::string_view name) {
-  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || c == '_'; };
-  if (name.empty() || name.size() > kMaxUserName || !is_letter(name[0])) return false;
-  for (const char c : name) {
-    if (!is_letter(c) && !(c >= '0' && c <= '9') && c != '-') return false;
-  }
-  return true;
+  constexpr std::string_view kFirst = "abcdefghijklmnopqrstuvwxyz_", kOther = "abcdefghijklmnopqrstuvwxyz_0123456789-";
+  return !name.empty() && name.size() <= kMaxUserName && kFirst.find(name[0]) != name.npos &&
+         name.find_first_not_of(kOther) == name.npos;
 }
 
 // A job's name. `id` counts from 1 for each user; a key is free again only after Forget or a failed Start.
@@ -52,23 +49,17 @@ struct JobKey {
 };
 
 // One number for each limit; a larger one is always looser. In a Start, 0 asks for the user's default. In a reply,
-// what the kernel gave back; kUnlimited for "max".
+// what the kernel gave back; kUnlimited for "max". cpu.max is in thousandths of one CPU, over periods of kCpuPeriodUs,
+// memory.max in bytes, io.max (rbps, wbps, riops, wiops) in bytes and operations a second.
+// clang-format off
 enum LimitIndex : size_t {
-  kCpuLimit,        // cpu.max, in thousandths of one CPU, over periods of kCpuPeriodUs
-  kMemoryLimit,     // memory.max, bytes
-  kPidsLimit,       // pids.max
-  kReadBytesLimit,  // io.max rbps, wbps, riops, wiops: bytes and operations per second
-  kWriteBytesLimit,
-  kReadOpsLimit,
-  kWriteOpsLimit,
-  kLimitCount
+  kCpuLimit, kMemoryLimit, kPidsLimit, kReadBytesLimit, kWriteBytesLimit, kReadOpsLimit, kWriteOpsLimit, kLimitCount
 };
+// clang-format on
 using Limits = std::array<uint64_t, kLimitCount>;
 inline constexpr uint64_t kCpuPeriodUs = 200'000;
-
 // Bits of `missing` below: a controller that does not act on the job (--missing-controllers=warn only).
 enum Controller : uint8_t { kCpu = 1, kIo = 2, kMemory = 4, kPids = 8, kAllControllers = 15 };
-
 // The cgroup's counters; 0 where the kernel does not count it. Times in microseconds, memory and io in bytes.
 enum CounterIndex : size_t { kCpuUser, kCpuSystem, kMemoryPeak, kReadBytes, kWriteBytes, kPidsPeak, kCounterCount };
 using Counters = std::array<uint64_t, kCounterCount>;
@@ -77,23 +68,14 @@ enum class RequestType : uint8_t { kHello, kStart, kSignal, kKill, kUsage, kForg
 inline constexpr size_t kRequestTypes = 6;
 enum class ReplyType : uint8_t { kWelcome = 64, kJob, kStarted, kFailed, kExited, kUsageIs };
 
-// What failed, beside an errno. From kSetUp on it happened in the child, between clone and exec.
+// What failed, beside an errno: kUser not in the users list; kCeiling a limit above the user's; kJobs as many jobs as
+// the list allows. From kSetUp on in the child: kSetUp session, descriptors and rlimits, kIdentity ids and
+// capabilities.
+// clang-format off
 enum class Stage : uint8_t {
-  kUser,     // not in the users list
-  kCeiling,  // a limit asked for is above the user's
-  kJobs,     // the user has as many jobs as the list allows
-  kCgroup,
-  kLimits,
-  kPipe,
-  kClone,
-  kSignal,
-  kKill,
-  kSetUp,     // session, signals, descriptors, rlimits, oom_score_adj
-  kIdentity,  // groups, gid, uid, capabilities, no_new_privs
-  kDirectory,
-  kFilter,
-  kExec
+  kUser, kCeiling, kJobs, kCgroup, kLimits, kPipe, kClone, kSignal, kKill, kSetUp, kIdentity, kDirectory, kFilter, kExec
 };
+// clang-format on
 
 struct Hello {
   static constexpr auto kType = RequestType::kHello;

@@ -11,9 +11,8 @@ namespace jobworker {
 // Checks no bound: the sender keeps to them, the receiver enforces them.
 class ByteWriter {
  public:
-  template <class T>
-  void Number(const T& value) {
-    for (size_t i = 0; i < sizeof(T); ++i) out_.push_back(static_cast<char>(static_cast<uint64_t>(value) >> (8 * i)));
+  void Number(const auto& value) {
+    for (size_t i = 0; i < sizeof(value); ++i) out_ += static_cast<char>(static_cast<uint64_t>(value) >> (8 * i));
   }
   void Check(bool) {}
   void String(const std::string& value, size_t) {
@@ -35,22 +34,41 @@ class ByteWriter {
 class ByteReader {
  public:
   explicit ByteReader(std::string_view in) : in_(in) {}
-  template <class T>
-  void Number(T& value) {
+  void Number(auto& value) {
     uint64_t number = 0;
-    const std::string_view bytes = Take(sizeof(T));
+    const std::string_view bytes = Take(sizeof(value));
     for (size_t i = 0; i < bytes.size(); ++i) number |= uint64_t{static_cast<uint8_t>(bytes[i])} << (8 * i);
-    value = static_cast<T>(number);
+    value = static_cast<std::remove_reference_t<decltype(value)>>(number);
   }
   void Check(bool holds) { ok_ = ok_ && holds; }
   // At most `max` bytes, no NUL among them.
-  void String(std::string& value, size_t max);
+  void String(std::string& value, size_t max) {
+    uint32_t size = 0;
+    Number(size);
+    Check(size <= max);
+    value = Take(size);
+    Check(value.find('\0') == std::string::npos);
+  }
   // At most `max_count` strings with at most `max_bytes` in all.
-  void Strings(std::vector<std::string>& values, size_t max_count, size_t max_bytes);
+  void Strings(std::vector<std::string>& values, size_t max_count, size_t max_bytes) {
+    uint32_t count = 0;
+    Number(count);
+    Check(count <= max_count);
+    values.clear();
+    for (uint32_t i = 0; ok_ && i < count; ++i) {
+      String(values.emplace_back(), max_bytes);
+      max_bytes -= values.back().size();
+    }
+  }
   [[nodiscard]] bool Finish() const { return ok_ && in_.empty(); }
 
  private:
-  std::string_view Take(size_t size);
+  std::string_view Take(size_t size) {
+    Check(size <= in_.size());
+    const std::string_view taken = in_.substr(0, ok_ ? size : 0);
+    in_.remove_prefix(taken.size());
+    return taken;
+  }
   std::string_view in_;
   bool ok_ = true;
 };

@@ -2,7 +2,6 @@
 
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "common/broker_protocol.h"
@@ -18,15 +17,14 @@ std::pair<UniqueFd, UniqueFd> MessageSocketPair() {
 int SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors) {
   iovec body{const_cast<char*>(message.data()), message.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(kOutputDescriptors * sizeof(int))] = {};
-  const size_t bytes = std::min(descriptors.size(), kOutputDescriptors) * sizeof(int);
-  msghdr header{};
-  header.msg_iov = &body;
-  header.msg_iovlen = 1;
+  const size_t bytes = descriptors.size() * sizeof(int);
+  msghdr header{nullptr, 0, &body, 1, nullptr, 0, 0};
+  if (descriptors.size() > kOutputDescriptors) return EINVAL;
   if (bytes != 0) {
-    header.msg_control = control;
-    header.msg_controllen = CMSG_SPACE(bytes);
     const cmsghdr rights{CMSG_LEN(bytes), SOL_SOCKET, SCM_RIGHTS};
     std::memcpy(control, &rights, sizeof(rights));
+    header.msg_control = control;
+    header.msg_controllen = CMSG_SPACE(bytes);
     std::memcpy(CMSG_DATA(CMSG_FIRSTHDR(&header)), descriptors.begin(), bytes);
   }
   return sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
@@ -34,9 +32,7 @@ int SendMessage(int socket, std::string_view message, std::initializer_list<int>
 
 Receive ReceiveMessage(int socket, std::span<char> buffer, std::string_view& message) {
   iovec body{buffer.data(), buffer.size()};
-  msghdr header{};
-  header.msg_iov = &body;
-  header.msg_iovlen = 1;
+  msghdr header{nullptr, 0, &body, 1, nullptr, 0, 0};
   const ssize_t received = recvmsg(socket, &header, MSG_DONTWAIT);
   if (received < 0 && (errno == EAGAIN || errno == EINTR)) return Receive::kNothingYet;
   if (received <= 0) return Receive::kClosed;

@@ -35,8 +35,7 @@ class UniqueFd {
 
 // What a system call returned; when that is negative, throws its errno with `what` was being done.
 inline int OrThrow(int result, const std::string& what) {
-  if (result < 0) throw std::system_error(errno, std::generic_category(), what);
-  return result;
+  return result >= 0 ? result : throw std::system_error(errno, std::generic_category(), what);
 }
 
 }  // namespace jobworker

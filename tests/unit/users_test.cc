@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 const std::string kAlice = "alice uid=70001 gid=70001 dir=/srv/alice";
 
 std::string WhyRefused(std::string_view text) {
-  const Result<Users> users = Try(ParseUsers, text);
+  const Result<Users> users = Try([](std::string_view list) { return ParseUsers(list); }, text);
   return users.Ok() ? "accepted" : users.error().what;
 }
 
@@ -41,11 +41,12 @@ TEST(Users, TheBuiltInOnesAreForATryOut) {
 
 TEST(Users, ReadsEverySetting) {
   Result<Users> users =
-      Try(ParseUsers, "# all of them\n\n  \t\n" + kAlice +
-                          " jobs=7 cpu=1500 memory=1 pids=2 read-bytes=3 write-bytes=4 read-ops=5 write-ops=max"
-                          " job-cpu=max job-memory=8 job-pids=9 job-read-bytes=10 job-write-bytes=11 job-read-ops=12 "
-                          "job-write-ops=13 # x\n"
-                          "\tbob\tuid=1000 gid=1000 dir=/b");
+      Try([](std::string_view text) { return ParseUsers(text); },
+          "# all of them\n\n  \t\n" + kAlice +
+              " jobs=7 cpu=1500 memory=1 pids=2 read-bytes=3 write-bytes=4 read-ops=5 write-ops=max"
+              " job-cpu=max job-memory=8 job-pids=9 job-read-bytes=10 job-write-bytes=11 job-read-ops=12 "
+              "job-write-ops=13 # x\n"
+              "\tbob\tuid=1000 gid=1000 dir=/b");
   ASSERT_TRUE(users.Ok()) << users.error().what;
   ASSERT_EQ(users.value().size(), 2U);
   const User& alice = users.value().at("alice");
