@@ -83,7 +83,7 @@ UniqueFd Listen(const std::string& path, uid_t peer) {
 
 void MakeUsers(Users& users, CgroupTree& tree, bool warn) {
   const auto refuse_or_warn = [warn](const std::string& what) {
-    if (!warn) Die(what + " (--missing-controllers warn runs jobs without those limits)");
+    if (!warn) Die(what + " (--missing-controllers=warn runs jobs without those limits)");
     (void)fprintf(stderr, "jobbroker: warning: %s\n", what.c_str());
   };
   if (tree.missing() != 0) refuse_or_warn("cgroup v2 here has no controllers:" + ControllerNames(tree.missing()));
