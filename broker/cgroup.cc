@@ -15,9 +15,7 @@
 #include <stdexcept>
 
 namespace jobworker {
-
 namespace {
-
 constexpr std::pair<Controller, const char*> kControllers[] = {
     {kCpu, " cpu"}, {kIo, " io"}, {kMemory, " memory"}, {kPids, " pids"}};
 
@@ -85,7 +83,6 @@ void RemoveChildren(int directory) {
   }
   (void)closedir(entries);
 }
-
 }  // namespace
 
 std::string ControllerNames(uint8_t controllers) {
@@ -224,5 +221,4 @@ void CgroupTree::Clear() {
 }
 
 void CgroupTree::Remove() { (void)rmdir(made_ ? path_.c_str() : ""); }
-
 }  // namespace jobworker

@@ -8,7 +8,6 @@
 #include "common/unique_fd.h"
 
 namespace jobworker {
-
 // " cpu io memory pids", those whose bits are set.
 std::string ControllerNames(uint8_t controllers);
 
@@ -56,5 +55,4 @@ class CgroupTree {
   UniqueFd root_;
   uint8_t missing_ = 0;
 };
-
 }  // namespace jobworker

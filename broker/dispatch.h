@@ -5,7 +5,6 @@
 #include "common/broker_protocol.h"
 
 namespace jobworker {
-
 // kNewPeer is a connection before its Hello. The others are the state of the job that a request names: kStarting from
 // clone to exec, kRunning, kEnding from the end of its main process until its cgroup is removed, kEnded until Forget.
 enum class State : uint8_t { kNewPeer, kAbsent, kStarting, kRunning, kEnding, kEnded };
@@ -31,5 +30,4 @@ static_assert(std::variant_size_v<Request> == kRequestTypes);
 constexpr Verdict Judge(State state, RequestType request) {
   return kPermissions.at(static_cast<size_t>(state)).at(static_cast<size_t>(request));
 }
-
 }  // namespace jobworker

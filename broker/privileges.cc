@@ -21,9 +21,7 @@
 #include "common/unique_fd.h"
 
 namespace jobworker {
-
 namespace {
-
 // SETUID, SETGID: become the job's user in the child. SETPCAP: empty the child's bounding set. KILL: signal a job,
 // which has another uid. cgroupfs belongs to uid 0 and needs none.
 constexpr cap_value_t kKept[] = {CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL};
@@ -71,7 +69,6 @@ void KeepCapabilities() {
   }
   OrThrow(cap_reset_ambient() | cap_set_proc(caps.get()), "keep SETUID, SETGID, SETPCAP and KILL");
 }
-
 }  // namespace
 
 void NarrowDescriptors(int keep) {
@@ -79,24 +76,22 @@ void NarrowDescriptors(int keep) {
     if (fcntl(fd, F_GETFD) < 0) OrThrow(open("/dev/null", O_RDWR) - fd, "open /dev/null");  // takes the lowest free
   }
   const unsigned kept = keep >= 3 ? static_cast<unsigned>(keep) : 2;
-  if (kept > 3) OrThrow(close_range(3, kept - 1, 0), "close descriptors");
-  OrThrow(close_range(kept + 1, ~0U, 0), "close descriptors");
+  OrThrow((kept > 3 ? close_range(3, kept - 1, 0) : 0) | close_range(kept + 1, ~0U, 0), "close descriptors");
   if (keep >= 3) OrThrow(fcntl(keep, F_SETFD, FD_CLOEXEC), "the socket given by --fd");
 }
 
 void NarrowPrivileges() {
-  rlimit limit{};
-  OrThrow(getrlimit(RLIMIT_NOFILE, &limit), "getrlimit");
-  limit.rlim_cur = limit.rlim_max;
-  OrThrow(setrlimit(RLIMIT_NOFILE, &limit), "setrlimit");
-  limit = {0, 0};
-  OrThrow(setrlimit(RLIMIT_CORE, &limit), "setrlimit");
+  rlimit files{};
+  const rlimit no_core{0, 0};
+  OrThrow(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
+  files.rlim_cur = files.rlim_max;
+  OrThrow(setrlimit(RLIMIT_NOFILE, &files) | setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
   OrThrow(prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl");
   KeepCapabilities();
   const std::unique_ptr<void, decltype(&seccomp_release)> filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
-  if (filter == nullptr || AddRefusals(filter.get()) != 0 || seccomp_load(filter.get()) != 0) {
-    throw std::system_error(EINVAL, std::generic_category(), "load the seccomp filter");
-  }
+  errno = EINVAL;
+  OrThrow(-static_cast<int>(filter == nullptr || AddRefusals(filter.get()) != 0), "build the seccomp filter");
+  OrThrow(seccomp_load(filter.get()), "load the seccomp filter");
 }
 
 // Not in the broker's own filter: it needs clone3. No filter can see clone3's flags; after ENOSYS the C libraries use
@@ -119,5 +114,4 @@ bool RefuseNamespaces() {
   const sock_fprog filter{std::size(program), program};
   return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
 }
-
 }  // namespace jobworker

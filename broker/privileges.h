@@ -2,7 +2,6 @@
 #pragma once
 
 namespace jobworker {
-
 // Both throw std::system_error.
 
 // Closes every descriptor but 0, 1, 2 (opened on /dev/null if they were closed) and `keep`, if that is 3 or more.
@@ -15,5 +14,4 @@ void NarrowPrivileges();
 // Called by a job's process before exec, with no_new_privs set: no namespaces, whose root could mount and more.
 // Async-signal-safe; false with errno.
 bool RefuseNamespaces();
-
 }  // namespace jobworker

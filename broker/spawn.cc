@@ -8,7 +8,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
 #include <climits>
 #include <csignal>
@@ -16,9 +15,7 @@
 #include "broker/privileges.h"
 
 namespace jobworker {
-
 namespace {
-
 // All that the child needs, made before clone: after it, only async-signal-safe calls.
 struct Plan {
   const User& user;
@@ -27,7 +24,6 @@ struct Plan {
   cap_t no_capabilities;
   int in, out, err, status;
 };
-
 struct Pipe {
   UniqueFd read, write;
 };
@@ -38,8 +34,7 @@ Pipe MakePipe() {
   Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
   // Non-blocking the read end alone: a job does not expect EAGAIN. The pipe is root's; a job that opens /dev/stderr
   // anew needs the right to write to it.
-  OrThrow(fcntl(ends[0], F_SETFL, O_NONBLOCK), "fcntl");
-  OrThrow(fchmod(ends[1], 0622), "fchmod");
+  OrThrow(fcntl(ends[0], F_SETFL, O_NONBLOCK) | fchmod(ends[1], 0622), "set up a pipe");
   return pipe;
 }
 
@@ -50,35 +45,29 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   return pointers;
 }
 
-bool ResetSession() {
+bool SetUpSession(const Plan& plan) {
   for (int number = 1; number < NSIG; ++number) (void)signal(number, SIG_DFL);
   sigset_t none;
   sigemptyset(&none);
   umask(077);
-  return setsid() >= 0 && sigprocmask(SIG_SETMASK, &none, nullptr) == 0;
-}
-
-bool SetDescriptors(const Plan& plan) {
-  if (dup2(plan.in, 0) != 0 || dup2(plan.out, 1) != 1 || dup2(plan.err, 2) != 2) return false;
   const auto status = static_cast<unsigned>(plan.status);
-  return (status == 3 || close_range(3, status - 1, 0) == 0) && close_range(status + 1, ~0U, 0) == 0;
+  return setsid() >= 0 && sigprocmask(SIG_SETMASK, &none, nullptr) == 0 && dup2(plan.in, 0) == 0 &&
+         dup2(plan.out, 1) == 1 && dup2(plan.err, 2) == 2 && (status == 3 || close_range(3, status - 1, 0) == 0) &&
+         close_range(status + 1, ~0U, 0) == 0;
 }
 
-bool SetResourceLimits(uint64_t pids) {
+bool SetUpResources(uint64_t pids) {
   rlimit files{}, processes{};
   if (getrlimit(RLIMIT_NOFILE, &files) != 0 || getrlimit(RLIMIT_NPROC, &processes) != 0) return false;
   files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1024);
   processes.rlim_cur = processes.rlim_max = std::min<rlim_t>(processes.rlim_max, pids);  // behind pids.max, by uid
   const rlimit no_core{0, 0};
-  return setrlimit(RLIMIT_NOFILE, &files) == 0 && setrlimit(RLIMIT_CORE, &no_core) == 0 &&
-         setrlimit(RLIMIT_NPROC, &processes) == 0;
-}
-
-// The broker may be protected from the OOM killer; its jobs must not be.
-bool ResetOomScore() {
-  const int file = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+  // The broker may be protected from the OOM killer; its jobs must not be.
+  const int oom = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
   char sign = 0;
-  return file >= 0 && read(file, &sign, 1) == 1 && (sign != '-' || pwrite(file, "0", 1, 0) == 1);
+  return read(oom, &sign, 1) == 1 && (sign != '-' || pwrite(oom, "0", 1, 0) == 1) &&
+         setrlimit(RLIMIT_NOFILE, &files) == 0 && setrlimit(RLIMIT_CORE, &no_core) == 0 &&
+         setrlimit(RLIMIT_NPROC, &processes) == 0;
 }
 
 // Groups first, user last: after setresuid there is no right to the others. Read back, because a set*id call with -1
@@ -111,30 +100,25 @@ void Exec(const Plan& plan) {
 }
 
 [[noreturn]] void RunChild(const Plan& plan) {
-  const auto require = [&plan](bool done, Stage stage) {
-    if (done) return;
-    const ChildFailure failure{stage, errno};
-    (void)!write(plan.status, &failure, sizeof(failure));
-    _exit(127);
-  };
-  require(ResetSession() && SetDescriptors(plan), Stage::kSetUp);
-  require(SetResourceLimits(plan.user.ceiling[kPidsLimit]) && ResetOomScore(), Stage::kSetUp);
-  const auto uid = static_cast<uid_t>(plan.user.uid);
-  require(BecomeUser(uid, static_cast<gid_t>(plan.user.gid), plan.no_capabilities), Stage::kIdentity);
+  const auto& [user, candidates, argv, envp, no_capabilities, in, out, err, status] = plan;
+  const auto uid = static_cast<uid_t>(user.uid);
+  const auto gid = static_cast<gid_t>(user.gid);
+  Stage stage = Stage::kSetUp;
+  bool ready = SetUpSession(plan) && SetUpResources(user.ceiling[kPidsLimit]);
+  if (ready) ready = (stage = Stage::kIdentity, BecomeUser(uid, gid, no_capabilities));
   // As the user, so that a directory the user may not enter is not entered.
-  require(chdir(plan.user.directory.c_str()) == 0, Stage::kDirectory);
-  require(RefuseNamespaces(), Stage::kFilter);
-  Exec(plan);
-  require(false, Stage::kExec);
+  if (ready) ready = (stage = Stage::kDirectory, chdir(user.directory.c_str()) == 0);
+  if (ready) ready = (stage = Stage::kFilter, RefuseNamespaces());
+  if (ready) stage = Stage::kExec, Exec(plan);
+  const ChildFailure failure{stage, errno};
+  (void)!write(status, &failure, sizeof(failure));
   _exit(127);
 }
-
 }  // namespace
 
 std::vector<std::string> JobEnvironment(const User& user, const Start& start) {
-  const std::string& name = start.key.user;
   std::vector<std::string> environment = {"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + user.directory};
-  for (const char* key : {"USER=", "LOGNAME="}) environment.push_back(key + name);
+  for (const char* key : {"USER=", "LOGNAME="}) environment.push_back(key + start.key.user);
   for (const char* fixed : {"SHELL=/bin/sh", "LANG=C.UTF-8"}) environment.emplace_back(fixed);
   environment.push_back("JOB_ID=" + std::to_string(start.key.id));
   for (const std::string& entry : start.env) {
@@ -177,8 +161,7 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   arguments.cgroup = static_cast<unsigned>(leaf);
   stage = Stage::kClone;
   if (OrThrow(static_cast<int>(syscall(SYS_clone3, &arguments, sizeof(arguments))), "clone3") == 0) RunChild(plan);
-  return {UniqueFd(pidfd), std::make_shared<const Output>(Output{std::move(out.read), std::move(err.read)}),
-          std::move(status.read)};
+  auto output = std::make_shared<const Output>(Output{std::move(out.read), std::move(err.read)});
+  return {UniqueFd(pidfd), std::move(output), std::move(status.read)};
 }
-
 }  // namespace jobworker

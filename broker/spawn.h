@@ -9,7 +9,6 @@
 #include "common/unique_fd.h"
 
 namespace jobworker {
-
 // NAME=VALUE: the broker's own variables, replaced and followed by the request's.
 std::vector<std::string> JobEnvironment(const User& user, const Start& start);
 // The paths that exec tries for `command`, in order: those of PATH unless it has a slash.
@@ -20,19 +19,15 @@ struct ChildFailure {
   Stage stage = Stage::kExec;
   int error = 0;
 };
-
 // The read ends of a job's output, O_NONBLOCK.
 struct Output {
   UniqueFd out, err;
 };
-
 struct Child {
   UniqueFd pidfd;
   std::shared_ptr<const Output> output;
   UniqueFd status;  // a ChildFailure, or end of file once exec succeeded
 };
-
 // Returns as soon as the child exists. Throws std::system_error; `stage` then says what was being done.
 Child Spawn(const User& user, const Start& start, int leaf, Stage& stage);
-
 }  // namespace jobworker

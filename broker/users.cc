@@ -8,9 +8,7 @@
 #include <stdexcept>
 
 namespace jobworker {
-
 namespace {
-
 constexpr const char* kLimitKeys[] = {"cpu", "memory", "pids", "read-bytes", "write-bytes", "read-ops", "write-ops"};
 static_assert(std::size(kLimitKeys) == kLimitCount);
 
@@ -64,7 +62,6 @@ std::string ParseLine(std::string_view line, Users& users) {
   users.emplace(name, std::move(user));
   return "";
 }
-
 }  // namespace
 
 Users BuiltInUsers() {
@@ -124,5 +121,4 @@ dev_t PrepareDirectory(const User& user) {
   }
   return info.st_dev;
 }
-
 }  // namespace jobworker

@@ -10,7 +10,6 @@
 #include "common/unique_fd.h"
 
 namespace jobworker {
-
 // One line of the list: NAME KEY=VALUE..., `#` starts a comment. uid= and gid= (from 1000) and dir= (absolute) are
 // required. cpu= (thousandths of a CPU), memory= (bytes), pids=, read-bytes=, write-bytes=, read-ops=, write-ops= (a
 // second) are ceilings for all of the user's jobs together; with `job-` before the key, the default of each job. They
@@ -44,5 +43,4 @@ std::optional<Limits> JobLimits(const User& user, const Limits& asked);
 // Makes the user's working directory if it is missing (0700, the user's; needs CAP_CHOWN) and refuses one that is not
 // the user's own or that others can write. Returns the device that it lies on.
 dev_t PrepareDirectory(const User& user);
-
 }  // namespace jobworker

@@ -16,7 +16,6 @@
 #include "common/byte_io.h"
 
 namespace jobworker {
-
 inline constexpr uint32_t kProtocolVersion = 1;
 inline constexpr size_t kMaxMessageBytes = 64 * 1024;
 inline constexpr size_t kMaxUserName = 32;
@@ -202,5 +201,4 @@ std::optional<Variant> Decode(std::string_view datagram) {
     return message;
   }
 }
-
 }  // namespace jobworker

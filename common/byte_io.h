@@ -7,7 +7,6 @@
 #include <vector>
 
 namespace jobworker {
-
 // Checks no bound: the sender keeps to them, the receiver enforces them.
 class ByteWriter {
  public:
@@ -86,5 +85,4 @@ void All(auto& io, auto&... fields) {
   };
   (one(fields), ...);
 }
-
 }  // namespace jobworker

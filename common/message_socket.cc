@@ -7,7 +7,6 @@
 #include "common/broker_protocol.h"
 
 namespace jobworker {
-
 std::pair<UniqueFd, UniqueFd> MessageSocketPair() {
   int ends[2];
   OrThrow(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), "socketpair");
@@ -40,5 +39,4 @@ Receive ReceiveMessage(int socket, std::span<char> buffer, std::string_view& mes
   message = {buffer.data(), static_cast<size_t>(received)};
   return Receive::kMessage;
 }
-
 }  // namespace jobworker

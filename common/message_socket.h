@@ -7,7 +7,6 @@
 #include "common/unique_fd.h"
 
 namespace jobworker {
-
 // Throws std::system_error.
 std::pair<UniqueFd, UniqueFd> MessageSocketPair();
 
@@ -19,5 +18,4 @@ enum class Receive { kMessage, kNothingYet, kClosed, kViolation };
 // Does not block. `message` becomes the part of `buffer` that was filled. kClosed: the peer is gone, or sent an empty
 // datagram. kViolation: longer than the buffer, or with descriptors (which the kernel has dropped).
 Receive ReceiveMessage(int socket, std::span<char> buffer, std::string_view& message);
-
 }  // namespace jobworker

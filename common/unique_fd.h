@@ -7,7 +7,6 @@
 #include <utility>
 
 namespace jobworker {
-
 // Owns one file descriptor or none (-1) and closes it once. Moves, never copies. Closing keeps errno.
 class UniqueFd {
  public:
@@ -37,5 +36,4 @@ class UniqueFd {
 inline int OrThrow(int result, const std::string& what) {
   return result >= 0 ? result : throw std::system_error(errno, std::generic_category(), what);
 }
-
 }  // namespace jobworker
