@@ -1,5 +1,6 @@
 #include "broker/server.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -45,13 +46,21 @@ struct Outgoing {
 
 enum class Source : uint64_t { kListener, kPeer, kStatus, kPidfd, kEvents };
 
+// The kernel closes descriptors that were sent to us when we read, or drop unread, what they came with; and closing a
+// TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, this interrupts the wait.
+struct Heartbeat {
+  Heartbeat() { Set({{0, 250'000}, {0, 250'000}}); }
+  ~Heartbeat() { Set({}); }
+  static void Set(const itimerval& timer) { (void)setitimer(ITIMER_REAL, &timer, nullptr); }
+};
+
 class Server {
  public:
   Server(Users& users, uint8_t missing, UniqueFd listener, uid_t peer_uid)
       : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
   void Run(UniqueFd peer) {
-    struct sigaction interrupt {};  // no SA_RESTART: see ReadRequest
+    struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
     if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, Source::kListener);
@@ -96,10 +105,14 @@ class Server {
 
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
   void AcceptPeer() {
+    const Heartbeat heartbeat;
     const UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     ucred who{};
     socklen_t size = sizeof(who);
     if (!visitor.IsOpen() || getsockopt(visitor.Get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return;
+    // A front end that died is gone, though what it sent last is still to be read.
+    pollfd hung_up{peer_.Get(), 0, 0};
+    while (peer_.IsOpen() && poll(&hung_up, 1, 0) == 1) ReadRequest();
     if (who.uid != peer_uid_ || peer_.IsOpen()) {
       const char* reason = who.uid != peer_uid_ ? "wrong uid" : "another front end is connected";
       (void)fprintf(stderr, "jobbroker: refused uid=%u pid=%d reason=\"%s\"\n", who.uid, who.pid, reason);
@@ -111,7 +124,7 @@ class Server {
 
   void TakePeer(UniqueFd peer) {
     const int off = 0;
-    refuses_rights_ = setsockopt(peer.Get(), SOL_SOCKET, kSoPassRights, &off, sizeof(off)) == 0;
+    (void)setsockopt(peer.Get(), SOL_SOCKET, kSoPassRights, &off, sizeof(off));
     peer_ = std::move(peer);
     greeted_ = blocked_ = false;
     Watch(peer_.Get(), EPOLLIN, Source::kPeer);
@@ -119,19 +132,17 @@ class Server {
 
   void DropPeer(const char* reason) {
     (void)fprintf(stderr, "jobbroker: front end dropped reason=\"%s\"\n", reason);
+    const Heartbeat heartbeat;
+    (void)shutdown(peer_.Get(), SHUT_RDWR);  // a child has a copy until it execs
     Unwatch(peer_);
     outgoing_.clear();
     if (!listener_.IsOpen()) running_ = false;
   }
 
-  // Descriptors sent to us are closed by the kernel as recvmsg returns, and closing a TCP socket with SO_LINGER waits.
-  // Where the kernel cannot refuse them to the sender, an alarm ends that wait.
   void ReadRequest() {
+    const Heartbeat heartbeat;
     std::string_view message;
-    const itimerval soon{{0, 0}, {0, 250'000}}, never{};
-    if (!refuses_rights_) (void)setitimer(ITIMER_REAL, &soon, nullptr);
     const Receive received = ReceiveMessage(peer_.Get(), buffer_, message);
-    if (!refuses_rights_) (void)setitimer(ITIMER_REAL, &never, nullptr);
     if (received == Receive::kNothingYet) return;
     if (received == Receive::kClosed) return DropPeer("closed");
     if (received == Receive::kViolation) return DropPeer("message too long or with descriptors");
@@ -290,7 +301,7 @@ class Server {
   const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
   UniqueFd peer_;
   const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
-  bool running_ = true, greeted_ = false, refuses_rights_ = false, blocked_ = false;
+  bool running_ = true, greeted_ = false, blocked_ = false;
   Jobs jobs_;
   std::deque<Outgoing> outgoing_;
   std::string buffer_ = std::string(kMaxMessageBytes, '\0');

@@ -115,9 +115,12 @@ void RunBroker(Options& options, CgroupTree& tree) {
 int Guard(pid_t broker, CgroupTree& tree, const sigset_t& signals) {
   const UniqueFd pidfd(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, broker, 0)), "pidfd_open"));
   int number = 0, status = 0;
-  OrThrow(-sigwait(&signals, &number), "sigwait");
-  if (number != SIGCHLD) (void)syscall(SYS_pidfd_send_signal, pidfd.Get(), SIGKILL, nullptr, 0);
-  OrThrow(waitpid(broker, &status, 0), "waitpid");
+  for (pid_t ended = 0; ended == 0;) {
+    OrThrow(-sigwait(&signals, &number), "sigwait");
+    if (number != SIGCHLD) (void)syscall(SYS_pidfd_send_signal, pidfd.Get(), SIGKILL, nullptr, 0);
+    // SIGCHLD also comes when the broker stops or goes on.
+    ended = OrThrow(waitpid(broker, &status, number == SIGCHLD ? WNOHANG : 0), "waitpid");
+  }
   tree.Clear();
   tree.Remove();
   return number != SIGCHLD || (WIFEXITED(status) && WEXITSTATUS(status) == 0) ? 0 : 1;
