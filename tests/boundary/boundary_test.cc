@@ -1,0 +1,112 @@
+#include "tests/boundary/boundary_test.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+
+namespace jobworker {
+
+void BoundaryTest::SetUp() {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root, to run the broker";
+  broker_.Start();
+  Reconnect();
+  ASSERT_TRUE(front().IsOpen()) << broker_.Log();
+  canary_output_ = Begin(StartOf(Canary(), {"sleep", "infinity"}));
+  broker_pid_ = broker_.FindBroker();
+  ASSERT_GT(broker_pid_, 0);
+  const std::vector<pid_t> canary = ProcessesIn(Leaf(Canary()));
+  ASSERT_EQ(canary.size(), 1U);
+  canary_pid_ = canary[0];
+  Run(StartOf(Alice(1), {"true"}));  // what is allocated once is there from here on
+  descriptors_ = DescriptorsOf(broker_pid_);
+  limits_ = LimitFiles();
+}
+
+void BoundaryTest::TearDown() {
+  if (canary_pid_ == 0 || ended_) return;
+  CheckUnharmed();
+  broker_.guardian().Signal(SIGTERM);
+  EXPECT_EQ(broker_.guardian().Wait(), 0) << broker_.Log();
+  EXPECT_FALSE(fs::exists(broker_.cgroup()));
+  EXPECT_FALSE(fs::exists(broker_.directory() / "socket"));
+  EXPECT_FALSE(IsAlive(canary_pid_));
+  if (HasFailure()) std::fputs(("the broker's log:\n" + broker_.Log()).c_str(), stderr);
+}
+
+void BoundaryTest::CheckUnharmed() {
+  Reconnect();
+  ASSERT_TRUE(front().IsOpen()) << "the broker takes no front end";
+  ForgetAll();
+  EXPECT_EQ(Run(StartOf(Alice(900), {"true"})).exited.value, 0);
+  EXPECT_EQ(ProcessesIn(Leaf(Canary())), std::vector<pid_t>{canary_pid_});
+  EXPECT_EQ(CgroupsBelow(broker_.cgroup()), (std::set<std::string>{"alice", "bob", "bob/1", "carl"}));
+  EXPECT_EQ(DescriptorsOf(broker_pid_), descriptors_);
+  EXPECT_EQ(LimitFiles(), limits_);
+  CheckProcesses();
+}
+
+void BoundaryTest::CheckProcesses() {
+  EXPECT_EQ(ChildrenOf(broker_pid_), std::vector<pid_t>{canary_pid_});
+  EXPECT_EQ(broker_.FindBroker(), broker_pid_);
+  const std::vector<std::string> bob(4, std::to_string(kBobUid));
+  EXPECT_EQ(StatusLine(canary_pid_, "Uid"), bob);
+  EXPECT_EQ(StatusLine(broker_pid_, "Threads"), std::vector<std::string>{"1"});
+}
+
+std::map<std::string, std::string> BoundaryTest::LimitFiles() const {
+  std::map<std::string, std::string> files;
+  for (const char* group : {"alice", "bob", "bob/1", "carl"}) {
+    for (const char* file : {"cpu.max", "memory.max", "memory.swap.max", "pids.max", "io.max", "cgroup.freeze"}) {
+      const std::string name = std::string(group) + "/" + file;
+      files[name] = ReadFile(broker_.cgroup() / name);
+    }
+  }
+  return files;
+}
+
+FrontEnd& BoundaryTest::Reconnect() {
+  front_.reset();
+  front_ = std::make_unique<FrontEnd>(broker_);
+  if (front_->IsOpen()) front_->Greet();
+  return *front_;
+}
+
+BoundaryTest::Outcome BoundaryTest::Run(const Start& start) {
+  const std::vector<UniqueFd> output = Begin(start);
+  if (output.size() != kOutputDescriptors) return {};
+  Outcome outcome;
+  outcome.out = ReadAll(output[0].Get());
+  outcome.err = ReadAll(output[1].Get());
+  outcome.exited = Finish(start.key);
+  return outcome;
+}
+
+std::vector<UniqueFd> BoundaryTest::Begin(const Start& start) {
+  std::vector<UniqueFd> output;
+  front().Send(start);
+  (void)front().Await<Started>(start.key, &output);
+  return output;
+}
+
+Exited BoundaryTest::Finish(const JobKey& key) {
+  const auto exited = front().Await<Exited>(key);
+  front().Send(Forget{key});
+  Sync();
+  return exited;
+}
+
+void BoundaryTest::Sync() {
+  front().Send(UsageRequest{Canary()});
+  (void)front().Await<UsageIs>(Canary());
+}
+
+void BoundaryTest::ForgetAll() {
+  for (const JobKey& key : front().held()) {
+    if (key == Canary()) continue;
+    front().Send(Kill{key});
+    Finish(key);
+  }
+}
+
+}  // namespace jobworker

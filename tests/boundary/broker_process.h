@@ -1,0 +1,96 @@
+// A real jobbroker with everything of its own: cgroup root, users file, working directories, rendezvous socket.
+#pragma once
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/unique_fd.h"
+
+namespace jobworker {
+
+namespace fs = std::filesystem;
+
+// Only a guard against hanging for ever: whoever waits that long has failed.
+inline constexpr int kHangMs = 30'000;
+
+// The uids of the test's users and of the front end. None of them has an account.
+inline constexpr uid_t kFrontEndUid = 70'100, kAliceUid = 70'101, kBobUid = 70'102, kCarlUid = 70'103;
+
+// Waits for `events` on `fd`; false when it took kHangMs.
+bool WaitFor(int fd, short events);
+std::string ReadFile(const fs::path& path);
+
+// A started program. Its stderr goes to `log`, its stdout too.
+class Process {
+ public:
+  Process() = default;
+  // `keep` stays open in it at the same number; -1 for none. `files` is its hard RLIMIT_NOFILE; 0 leaves it as it is.
+  Process(const std::vector<std::string>& words, const fs::path& log, int keep = -1, rlim_t files = 0);
+  Process(Process&&) = default;
+  Process& operator=(Process&&) = default;
+  ~Process();
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  void Signal(int number) const;
+  // Its exit status, 128+N after signal N; -1 when it does not end. Only once.
+  int Wait();
+
+ private:
+  pid_t pid_ = -1;
+  UniqueFd pidfd_;
+};
+
+enum class Mode { kDeployed, kStandalone };
+
+class BrokerProcess {
+ public:
+  // Removes the temporary directory; the broker and its cgroups must be gone, or it ends them.
+  ~BrokerProcess();
+  BrokerProcess();
+  BrokerProcess(const BrokerProcess&) = delete;
+
+  // Replaces the users file. What it has at first: alice, bob and carl, each with a ceiling for everything.
+  void WriteUsers(const std::string& text);
+  // `wrapper`, if any, is put before the command line (strace). Returns without waiting.
+  void Start(Mode mode = Mode::kDeployed, rlim_t files = 0, const std::vector<std::string>& wrapper = {});
+  // A connection to the rendezvous socket as `uid`; waits until the socket is there. Not open when it was refused by
+  // the file's mode.
+  UniqueFd Visit(uid_t uid = kFrontEndUid);
+  // Standalone: this side's end of the socketpair.
+  UniqueFd TakeFd() { return std::move(front_end_); }
+
+  // The process that was started: it guards the broker and removes what that leaves.
+  Process& guardian() { return guardian_; }
+  // The broker itself, from its end of a pair. 0 when it is not there yet.
+  pid_t FindBroker() const;
+  [[nodiscard]] std::string Log() const { return ReadFile(directory_ / "log"); }
+  // Waits until the log has `text`.
+  bool WaitForLog(const std::string& text) const;
+
+  [[nodiscard]] const fs::path& directory() const { return directory_; }
+  [[nodiscard]] const fs::path& cgroup() const { return cgroup_; }
+  [[nodiscard]] fs::path work(const std::string& user) const { return directory_ / "work" / user; }
+
+ private:
+  fs::path directory_, cgroup_;
+  Process guardian_;
+  UniqueFd front_end_, log_watch_;
+};
+
+// Facts from /proc and cgroupfs.
+std::vector<pid_t> ChildrenOf(pid_t pid);
+std::vector<pid_t> ProcessesIn(const fs::path& cgroup);  // of that one cgroup
+std::set<std::string> CgroupsBelow(const fs::path& cgroup);
+size_t DescriptorsOf(pid_t pid);
+bool IsAlive(pid_t pid);  // and not a zombie
+// The words of a line of /proc/PID/status after its name.
+std::vector<std::string> StatusLine(pid_t pid, const std::string& name);
+// VmRSS in KiB.
+size_t ResidentKib(pid_t pid);
+
+}  // namespace jobworker
