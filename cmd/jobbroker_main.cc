@@ -78,6 +78,7 @@ UniqueFd Listen(const std::string& path, uid_t peer) {
   OrThrow(lchown(path.c_str(), peer, static_cast<gid_t>(-1)), "own " + path);
   OrThrow(listen(listener.Get(), 16), "listen");
   umask(022);
+  (void)fprintf(stderr, "jobbroker: waiting for a front end at %s\n", path.c_str());
   return listener;
 }
 
