@@ -44,7 +44,7 @@ class CommandLineTest(testing.SiteTest):
         self.assertIn('carl', self.assert_exit(125, 'start', 'true', user='carl'))
         self.assert_exit(125, 'start', 'true', user='nobody-has-this-name')
         for verb in ('stop', 'query'):
-            self.assertIn('77777', self.assert_exit(125, verb, '77777'))
+            self.assertIn('no job', self.assert_exit(125, verb, '77777'))
             self.assert_exit(125, verb, 'seven')
 
     def test_no_error_shows_the_words_of_grpc(self):

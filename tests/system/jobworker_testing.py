@@ -184,9 +184,9 @@ class Site:
         return self
 
     def __exit__(self, *unused):
-        for program in self._programs:
+        for program in self._programs:  # after a failed test: a broker ends when its server has
             if program.process.poll() is None:
-                program.end()
+                program.end(signal.SIGKILL)
         shutil.rmtree(self.directory)
 
     def path(self, name):
@@ -256,6 +256,9 @@ class Site:
         """What should not be there any more once the programs have ended."""
         left = processes_of({*self.uids.values(), self.server_uid})
         return left + [self.cgroup_root] * os.path.exists(self.cgroup_root)
+
+    def logs(self):
+        return '\n'.join(f'{program.process.args[0]}:\n{program.log()}' for program in self._programs)
 
     # Clients
 
