@@ -157,8 +157,7 @@ uint32_t CountProcesses(int directory) {
 void ReadOomKills(int directory, uint32_t& kills, OomLevel& level) {
   const std::string events = ReadControl(directory, "memory.events");
   kills = static_cast<uint32_t>(ValueOf(events, "oom_kill", 0));
-  const bool own = ValueOf(events, "oom", 0) > 0;
-  level = kills == 0 ? OomLevel::kNone : own ? OomLevel::kJob : OomLevel::kUser;
+  level = kills == 0 ? OomLevel::kNone : ValueOf(events, "oom", 0) > 0 ? OomLevel::kJob : OomLevel::kUser;
 }
 
 int KillAll(int directory) { return WriteControl(directory, "cgroup.kill", "1"); }

@@ -11,13 +11,12 @@ namespace jobworker {
 // " cpu io memory pids", those whose bits are set.
 std::string ControllerNames(uint8_t controllers);
 
-// The disk that io.max needs for files on `device`: a partition's whole disk; 0 when the kernel knows of none below it
-// (tmpfs, overlayfs, btrfs, network file systems).
+// The whole disk that io.max needs for files on `device`; 0 when there is none (tmpfs, overlayfs, btrfs, network).
 dev_t DiskUnder(dev_t device);
 bool NeedsDisk(const Limits& limits);
 
-// Writes the limits that are not kUnlimited, leaving out the controllers in `missing`, and returns what the kernel made
-// of them (kUnlimited for what was not written). `disk` is what io.max acts on.
+// Writes the limits but kUnlimited ones and the controllers in `missing`; returns what the kernel made of them,
+// kUnlimited for what was not written. `disk` is what io.max acts on.
 Limits ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t disk);
 
 Counters ReadCounters(int directory);
@@ -41,8 +40,8 @@ class CgroupTree {
   explicit CgroupTree(const std::string& path);
   // Bits of Controller that the kernel does not offer here.
   [[nodiscard]] uint8_t missing() const { return missing_; }
-  // Makes <root>/<name> with the user's ceilings, readable by the user's group and by nobody else. user.disk and
-  // user.missing are set before, user.cgroup and user.applied by it.
+  // Makes <root>/<name> with the user's ceilings, readable by the user's group alone; sets user.cgroup and
+  // user.applied.
   void MakeUser(const std::string& name, User& user);
   // Kills all that lives below the root, waits until nothing does, removes every directory below it.
   void Clear();

@@ -24,8 +24,7 @@ inline constexpr auto kPermissions = [] {
       std::array{no, no, ok, ok, ok, ok},  // kEnded
   };
 }();
-static_assert(kPermissions.size() == kStates && kPermissions[0].size() == kRequestTypes);
-static_assert(std::variant_size_v<Request> == kRequestTypes);
+static_assert(kPermissions.size() == kStates && kPermissions[0].size() == std::variant_size_v<Request>);
 
 constexpr Verdict Judge(State state, RequestType request) {
   return kPermissions.at(static_cast<size_t>(state)).at(static_cast<size_t>(request));

@@ -39,12 +39,7 @@ struct Record {
 using Jobs = std::map<JobKey, Record>;
 using JobEntry = Jobs::value_type;
 
-struct Outgoing {
-  std::string message;
-  std::shared_ptr<const Output> descriptors;
-};
-
-enum class Source : uint64_t { kListener, kPeer, kStatus, kPidfd, kEvents };
+enum class Source : uint64_t { kGuardian, kListener, kPeer, kStatus, kPidfd, kEvents };
 
 // The kernel closes descriptors that were sent to us when we read, or drop unread, what they came with; and closing a
 // TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, this interrupts the wait.
@@ -59,10 +54,11 @@ class Server {
   Server(Users& users, uint8_t missing, UniqueFd listener, uid_t peer_uid)
       : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
-  void Run(UniqueFd peer) {
+  void Run(UniqueFd peer, const UniqueFd& guardian) {
     struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
+    Watch(guardian.Get(), EPOLLIN, Source::kGuardian);
     if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, Source::kListener);
     if (peer.IsOpen()) TakePeer(std::move(peer));
     while (running_) {
@@ -91,15 +87,14 @@ class Server {
   void HandleEvent(uint64_t token, uint32_t events) {
     auto* const job = reinterpret_cast<JobEntry*>(token & ~kSourceMask);
     switch (static_cast<Source>(token & kSourceMask)) {
+      case Source::kGuardian: running_ = false; return;
       case Source::kListener: return AcceptPeer();
       case Source::kPeer:
         if ((events & EPOLLIN) != 0) return ReadRequest();
         return (events & EPOLLOUT) != 0 ? Flush() : DropPeer("closed");
       case Source::kStatus: return ExecDone(*job);
       case Source::kPidfd: return MainProcessEnded(*job);
-      case Source::kEvents:
-        if (!IsPopulated(job->second.events.Get())) CgroupEmpty(*job);
-        return;
+      case Source::kEvents: return IsPopulated(job->second.events.Get()) ? void() : CgroupEmpty(*job);
     }
   }
 
@@ -260,10 +255,7 @@ class Server {
     ReadOomKills(record.cgroup.Get(), record.exited.oom_kills, record.exited.oom_level);
     record.exited.counters = ReadCounters(record.cgroup.Get());
     record.cgroup.Reset();
-    if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) {
-      (void)fprintf(stderr, "jobbroker: cgroup left behind user=%s job=%s error=\"%s\"\n", job.first.user.c_str(),
-                    std::to_string(job.first.id).c_str(), strerror(errno));
-    }
+    if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) perror("jobbroker: a job's cgroup is left behind");
     record.state = State::kEnded;
     if (record.failure.error == 0) return Send(Encode(record.exited));
     Fail(job.first, RequestType::kStart, record.failure.stage, record.failure.error);
@@ -276,7 +268,7 @@ class Server {
 
   void Send(std::string message, std::shared_ptr<const Output> descriptors = nullptr) {
     if (!peer_.IsOpen() || !greeted_) return;
-    outgoing_.push_back({std::move(message), std::move(descriptors)});
+    outgoing_.emplace_back(std::move(message), std::move(descriptors));
     if (!blocked_) Flush();
   }
 
@@ -303,14 +295,14 @@ class Server {
   const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
   bool running_ = true, greeted_ = false, blocked_ = false;
   Jobs jobs_;
-  std::deque<Outgoing> outgoing_;
+  std::deque<std::pair<std::string, std::shared_ptr<const Output>>> outgoing_;
   std::string buffer_ = std::string(kMaxMessageBytes, '\0');
 };
 
 }  // namespace
 
-void Serve(Users& users, uint8_t missing, UniqueFd peer, UniqueFd listener, uid_t peer_uid) {
-  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer));
+void Serve(Users& users, uint8_t missing, const UniqueFd& guardian, UniqueFd peer, UniqueFd listener, uid_t peer_uid) {
+  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer), guardian);
 }
 
 }  // namespace jobworker

@@ -47,8 +47,7 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 
 bool SetUpSession(const Plan& plan) {
   for (int number = 1; number < NSIG; ++number) (void)signal(number, SIG_DFL);
-  sigset_t none;
-  sigemptyset(&none);
+  const sigset_t none{};
   umask(077);
   const auto status = static_cast<unsigned>(plan.status);
   return setsid() >= 0 && sigprocmask(SIG_SETMASK, &none, nullptr) == 0 && dup2(plan.in, 0) == 0 &&

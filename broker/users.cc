@@ -13,8 +13,9 @@ constexpr const char* kLimitKeys[] = {"cpu", "memory", "pids", "read-bytes", "wr
 static_assert(std::size(kLimitKeys) == kLimitCount);
 
 bool ParseNumber(std::string_view text, uint64_t& value) {
+  if (text == "max") value = kUnlimited;
   const auto [end, code] = std::from_chars(text.begin(), text.end(), value);
-  return code == std::errc() && end == text.end() && value > 0;
+  return text == "max" || (code == std::errc() && end == text.end() && value > 0);
 }
 
 // 65534 is nobody; 65535 and 2^32-1 tell set*id calls to change nothing.
@@ -44,10 +45,8 @@ std::string ParseLine(std::string_view line, Users& users) {
     const auto number = numbers.find(key);
     const bool is_directory =
         key == "dir" && user.directory.empty() && value.size() > 1 && value.front() == '/' && value.back() != '/';
-    const bool is_max = number != numbers.end() && value == "max" && number->second >= user.ceiling.begin();
     if (is_directory) user.directory = value;
-    if (is_max) *number->second = kUnlimited;
-    if (!is_directory && !is_max && (number == numbers.end() || !ParseNumber(value, *number->second))) {
+    if (!is_directory && (number == numbers.end() || !ParseNumber(value, *number->second))) {
       return "'" + std::string(word) + "' is not a known KEY=VALUE in its range, or is there twice";
     }
     if (!is_directory) numbers.erase(number);

@@ -13,7 +13,7 @@ namespace jobworker {
 // One line of the list: NAME KEY=VALUE..., `#` starts a comment. uid= and gid= (from 1000) and dir= (absolute) are
 // required. cpu= (thousandths of a CPU), memory= (bytes), pids=, read-bytes=, write-bytes=, read-ops=, write-ops= (a
 // second) are ceilings for all of the user's jobs together; with `job-` before the key, the default of each job. They
-// take `max`. jobs= is how many jobs may run or wait for Forget.
+// and jobs=, how many jobs may run or wait for Forget, take `max`.
 struct User {
   uint64_t uid = 0, gid = 0;
   std::string directory;

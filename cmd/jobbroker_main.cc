@@ -1,6 +1,5 @@
 // jobbroker: the root half of Job Worker. See broker/README.md.
 #include <pwd.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -39,12 +38,9 @@ int ToInt(std::string_view text) {
 Options ParseOptions(int argc, char** argv) {
   // Some systems mount cgroup v2 beside v1.
   const bool mixed = access("/sys/fs/cgroup/unified", F_OK) == 0;
-  Options options = {{"--fd", ""},
-                     {"--socket", ""},
-                     {"--peer", ""},
-                     {"--users", ""},
-                     {"--missing-controllers", "refuse"},
-                     {"--cgroup-root", mixed ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker"}};
+  Options options = {{"--cgroup-root", mixed ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker"}};
+  for (const char* known : {"--fd", "--socket", "--peer", "--users"}) options[known];
+  options["--missing-controllers"] = "refuse";
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
     const size_t equals = word.find('=');
@@ -73,11 +69,9 @@ UniqueFd Listen(const std::string& path, uid_t peer) {
   UniqueFd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   struct stat old {};
   if (lstat(path.c_str(), &old) == 0 && S_ISSOCK(old.st_mode)) (void)unlink(path.c_str());
-  umask(0177);
   OrThrow(bind(listener.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), "socket " + path);
-  OrThrow(lchown(path.c_str(), peer, static_cast<gid_t>(-1)), "own " + path);
+  OrThrow(chmod(path.c_str(), 0600) | lchown(path.c_str(), peer, static_cast<gid_t>(-1)), "own " + path);
   OrThrow(listen(listener.Get(), 16), "listen");
-  umask(022);
   (void)fprintf(stderr, "jobbroker: waiting for a front end at %s\n", path.c_str());
   return listener;
 }
@@ -99,20 +93,20 @@ void MakeUsers(Users& users, CgroupTree& tree, bool warn) {
   }
 }
 
-void RunBroker(Options& options, CgroupTree& tree) {
+void RunBroker(Options& options, CgroupTree& tree, const UniqueFd& guardian) {
   Users users = options["--users"].empty() ? BuiltInUsers() : LoadUsers(options["--users"]);
   MakeUsers(users, tree, options["--missing-controllers"] == "warn");
   const bool standalone = options["--socket"].empty();
   const uid_t peer_uid = standalone ? 0 : PeerUid(options["--peer"]);
   UniqueFd listener = standalone ? UniqueFd() : Listen(options["--socket"], peer_uid);
   NarrowPrivileges();
-  OrThrow(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");  // a change of fsgid, as in MakeUsers, would clear it
-  Serve(users, tree.missing(), UniqueFd(ToInt(options["--fd"])), std::move(listener), peer_uid);
+  Serve(users, tree.missing(), guardian, UniqueFd(ToInt(options["--fd"])), std::move(listener), peer_uid);
+  tree.Clear();
 }
 
 // A broker that is gone, whatever ended it, leaves jobs that nobody could stop. So its parent stays root, reads nothing
-// from anybody, waits for the broker's end or for a signal that asks for it, and ends all that lives in the cgroup
-// tree.
+// from anybody, waits for the broker's end or a signal that asks for it, and ends all that lives in the cgroup tree.
+// The broker does the same for it.
 int Guard(pid_t broker, CgroupTree& tree, const sigset_t& signals) {
   const UniqueFd pidfd(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, broker, 0)), "pidfd_open"));
   int number = 0, status = 0;
@@ -131,16 +125,13 @@ int Main(int argc, char** argv) try {
   Options options = ParseOptions(argc, argv);
   umask(022);
   NarrowDescriptors(ToInt(options["--fd"]));
-  sigset_t signals;
-  sigemptyset(&signals);
+  sigset_t signals{};
   for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&signals, number);
   OrThrow(sigprocmask(SIG_BLOCK, &signals, nullptr), "sigprocmask");
   CgroupTree tree(options["--cgroup-root"]);
+  const UniqueFd guardian(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)), "pidfd_open"));
   const pid_t broker = OrThrow(fork(), "fork");
-  if (broker == 0) {
-    RunBroker(options, tree);
-    return 0;
-  }
+  if (broker == 0) return RunBroker(options, tree, guardian), 0;
   UniqueFd(ToInt(options["--fd"])).Reset();
   const int status = Guard(broker, tree, signals);
   (void)unlink(options["--socket"].c_str());

@@ -1,8 +1,7 @@
 // What crosses the boundary between the front end and the broker: all of it, and nothing else.
-//
-// One message is one SOCK_SEQPACKET datagram: a type byte, then the fields of its struct in the order of its
-// Fields() (see byte_io.h). Requests carry no descriptors; Started and Job carry exactly kOutputDescriptors, the
-// read ends of the job's stdout and stderr, in that order. Any change here changes kProtocolVersion.
+// One message is one SOCK_SEQPACKET datagram: a type byte, then the fields of its struct in the order of its Fields()
+// (see byte_io.h). Requests carry no descriptors; Started and Job carry exactly kOutputDescriptors, the read ends of
+// the job's stdout and stderr, in that order. Any change here changes kProtocolVersion.
 #pragma once
 #include <array>
 #include <compare>
@@ -67,9 +66,8 @@ enum class RequestType : uint8_t { kHello, kStart, kSignal, kKill, kUsage, kForg
 inline constexpr size_t kRequestTypes = 6;
 enum class ReplyType : uint8_t { kWelcome = 64, kJob, kStarted, kFailed, kExited, kUsageIs };
 
-// What failed, beside an errno: kUser not in the users list; kCeiling a limit above the user's; kJobs as many jobs as
-// the list allows. From kSetUp on in the child: kSetUp session, descriptors and rlimits, kIdentity ids and
-// capabilities.
+// What failed, beside an errno: kUser is not in the users list, kCeiling a limit above the user's, kJobs its jobs=.
+// From kSetUp (session, descriptors, rlimits) on it happened in the child.
 // clang-format off
 enum class Stage : uint8_t {
   kUser, kCeiling, kJobs, kCgroup, kLimits, kPipe, kClone, kSignal, kKill, kSetUp, kIdentity, kDirectory, kFilter, kExec
