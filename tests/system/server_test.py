@@ -64,6 +64,17 @@ class EndTest(ServerTest):
         self.assertIn('broker gone', server.log())
         self.assert_nothing_left()
 
+    def test_a_guardian_that_is_killed_leaves_no_job(self):
+        server = self.site.start_server()
+        self.start_jobs()
+        guardian, _ = self.site.broker_pids()
+        os.kill(guardian, signal.SIGKILL)
+        self.assertEqual(server.wait(), 1, server.log())
+        # The broker may not remove the root itself: it has no right to write to the mount's own directory.
+        self.assertEqual([path for path in os.scandir(self.site.cgroup_root) if path.is_dir()], [])
+        os.rmdir(self.site.cgroup_root)
+        self.assert_nothing_left()
+
     def test_a_site_can_be_used_again_and_counts_from_one(self):
         for _ in range(2):
             server = self.site.start_server()
