@@ -44,8 +44,7 @@ int AddRefusals(scmp_filter_ctx filter) {
     const int number = seccomp_syscall_resolve_name(name.c_str());
     if (number != __NR_SCMP_ERROR) failed |= seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), number, 0);
   }
-  // Of these two arguments the kernel looks at 32 bits, so do we: else bit 32 would be a way past the filter.
-  // First, typing into somebody's terminal.
+  // Of these arguments the kernel looks at 32 bits, so do we: else bit 32 would be a way past the filter.
   for (const int request : {TIOCSTI, TIOCLINUX}) {
     const scmp_arg_cmp is{1, SCMP_CMP_MASKED_EQ, UINT32_MAX, static_cast<scmp_datum_t>(request)};
     failed |= seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, &is);

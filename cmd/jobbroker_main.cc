@@ -57,8 +57,7 @@ Options ParseOptions(int argc, char** argv) {
 uid_t PeerUid(const std::string& peer) {
   if (ToInt(peer) >= 0) return static_cast<uid_t>(ToInt(peer));
   const passwd* entry = getpwnam(peer.c_str());
-  if (entry == nullptr) Die("--peer: there is no user '" + peer + "'");
-  return entry->pw_uid;
+  return entry != nullptr ? entry->pw_uid : throw std::runtime_error("--peer: there is no user '" + peer + "'");
 }
 
 UniqueFd Listen(const std::string& path, uid_t peer) {
@@ -104,9 +103,9 @@ void RunBroker(Options& options, CgroupTree& tree, const UniqueFd& guardian) {
   tree.Clear();
 }
 
-// A broker that is gone, whatever ended it, leaves jobs that nobody could stop. So its parent stays root, reads nothing
-// from anybody, waits for the broker's end or a signal that asks for it, and ends all that lives in the cgroup tree.
-// The broker does the same for it.
+// Without a broker nobody could stop its jobs. So its parent stays root, reads nothing from anybody, waits for the
+// broker's end or a signal that asks for it, and ends all that lives in the cgroup tree. The broker does the same for
+// it.
 int Guard(pid_t broker, CgroupTree& tree, const sigset_t& signals) {
   const UniqueFd pidfd(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, broker, 0)), "pidfd_open"));
   int number = 0, status = 0;
