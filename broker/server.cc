@@ -44,9 +44,10 @@ enum class Source : uint64_t { kGuardian, kListener, kPeer, kStatus, kPidfd, kEv
 // The kernel closes descriptors that were sent to us when we read, or drop unread, what they came with; and closing a
 // TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, this interrupts the wait.
 struct Heartbeat {
-  Heartbeat() { Set({{0, 250'000}, {0, 250'000}}); }
-  ~Heartbeat() { Set({}); }
-  static void Set(const itimerval& timer) { (void)setitimer(ITIMER_REAL, &timer, nullptr); }
+  static constexpr itimerval kBeat{{0, 250'000}, {0, 250'000}};
+  Heartbeat() { (void)setitimer(ITIMER_REAL, &kBeat, &outer_); }
+  ~Heartbeat() { (void)setitimer(ITIMER_REAL, &outer_, nullptr); }
+  itimerval outer_{};  // one can be inside another
 };
 
 class Server {
@@ -106,8 +107,7 @@ class Server {
     socklen_t size = sizeof(who);
     if (!visitor.IsOpen() || getsockopt(visitor.Get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return;
     // A front end that died is gone, though what it sent last is still to be read.
-    pollfd hung_up{peer_.Get(), 0, 0};
-    while (peer_.IsOpen() && poll(&hung_up, 1, 0) == 1) ReadRequest();
+    for (pollfd hung_up{peer_.Get(), 0, 0}; peer_.IsOpen() && poll(&hung_up, 1, 0) == 1;) ReadRequest();
     if (who.uid != peer_uid_ || peer_.IsOpen()) {
       const char* reason = who.uid != peer_uid_ ? "wrong uid" : "another front end is connected";
       (void)fprintf(stderr, "jobbroker: refused uid=%u pid=%d reason=\"%s\"\n", who.uid, who.pid, reason);
