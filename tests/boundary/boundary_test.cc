@@ -1,5 +1,6 @@
 #include "tests/boundary/boundary_test.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -100,6 +101,14 @@ void BoundaryTest::Sync() {
   front().Send(UsageRequest{Canary()});
   (void)front().Await<UsageIs>(Canary());
 }
+
+void BoundaryTest::Stop() const {
+  kill(broker_pid_, SIGSTOP);
+  // There is no event for the stop of another's child.
+  while (StatusLine(broker_pid_, "State").at(0) != "T") sched_yield();
+}
+
+void BoundaryTest::Continue() const { kill(broker_pid_, SIGCONT); }
 
 void BoundaryTest::ForgetAll() {
   for (const JobKey& key : front().held()) {

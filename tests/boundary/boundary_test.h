@@ -41,6 +41,9 @@ class BoundaryTest : public testing::Test {
   Exited Finish(const JobKey& key);
   // Everything sent before has been handled, and the connection is there.
   void Sync();
+  // The broker does nothing in between.
+  void Stop() const;
+  void Continue() const;
   // Kills and forgets all jobs but the canary.
   void ForgetAll();
 

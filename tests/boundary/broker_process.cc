@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <sched.h>
 #include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -15,6 +14,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 
@@ -127,35 +127,20 @@ void BrokerProcess::Start(Mode mode, rlim_t files, const std::vector<std::string
     words.insert(words.end(), {"--fd", std::to_string(other.Get())});
   }
   guardian_ = Process(words, directory_ / "log", other.Get(), files);
+  ASSERT_TRUE(mode == Mode::kStandalone || WaitForLog("waiting for a front end")) << Log();
 }
 
 UniqueFd BrokerProcess::Visit(uid_t uid) {
   const sockaddr_un address = AddressOf(directory_ / "socket");
-  UniqueFd changes;
-  while (true) {
-    UniqueFd visitor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    // The kernel notes the effective uid of who connects.
-    EXPECT_EQ(seteuid(uid), 0);
-    const auto* const name = reinterpret_cast<const sockaddr*>(&address);
-    const int failed = connect(visitor.Get(), name, sizeof(address)) == 0 ? 0 : errno;
-    EXPECT_EQ(seteuid(0), 0);
-    if (failed == 0) return visitor;
-    if (failed == EACCES && uid != kFrontEndUid) return {};
-    if (!changes.IsOpen()) {
-      changes.Reset(inotify_init1(IN_CLOEXEC));
-      inotify_add_watch(changes.Get(), directory_.c_str(), IN_CREATE | IN_ATTRIB | IN_MODIFY);
-      continue;
-    }
-    if (failed == ECONNREFUSED) {
-      sched_yield();  // bound, and not listening yet: there is no event for that
-      continue;
-    }
-    char events[4096];
-    if (!WaitFor(changes.Get(), POLLIN) || read(changes.Get(), events, sizeof(events)) < 0) {
-      ADD_FAILURE() << "no rendezvous socket: " << strerror(failed) << "\n" << Log();
-      return {};
-    }
-  }
+  UniqueFd visitor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  // The kernel notes the effective uid of who connects.
+  EXPECT_EQ(seteuid(uid), 0);
+  const int failed = connect(visitor.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address));
+  const int error = errno;
+  EXPECT_EQ(seteuid(0), 0);
+  if (failed == 0) return visitor;
+  EXPECT_TRUE(error == EACCES && uid != kFrontEndUid) << strerror(error) << "\n" << Log();
+  return {};
 }
 
 pid_t BrokerProcess::FindBroker() const {

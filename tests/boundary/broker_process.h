@@ -56,10 +56,9 @@ class BrokerProcess {
 
   // Replaces the users file. What it has at first: alice, bob and carl, each with a ceiling for everything.
   void WriteUsers(const std::string& text);
-  // `wrapper`, if any, is put before the command line (strace). Returns without waiting.
+  // `wrapper`, if any, is put before the command line (strace). Deployed: waits until front ends can come.
   void Start(Mode mode = Mode::kDeployed, rlim_t files = 0, const std::vector<std::string>& wrapper = {});
-  // A connection to the rendezvous socket as `uid`; waits until the socket is there. Not open when it was refused by
-  // the file's mode.
+  // A connection to the rendezvous socket as `uid`. Not open when the file's mode refused it.
   UniqueFd Visit(uid_t uid = kFrontEndUid);
   // Standalone: this side's end of the socketpair.
   UniqueFd TakeFd() { return std::move(front_end_); }
@@ -79,7 +78,7 @@ class BrokerProcess {
  private:
   fs::path directory_, cgroup_;
   Process guardian_;
-  UniqueFd front_end_, log_watch_;
+  UniqueFd front_end_;
 };
 
 // Facts from /proc and cgroupfs.

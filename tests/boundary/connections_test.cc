@@ -61,11 +61,11 @@ TEST_F(Connections, VisitorsThatLeaveAtOnceDoNoHarm) {
 
 // It has sent requests that the broker has not read when it dies and its successor comes.
 TEST_F(Connections, ADeadFrontEndDoesNotKeepItsSuccessorOut) {
-  kill(broker_pid(), SIGSTOP);
+  Stop();
   for (uint64_t id = 2; id < 12; ++id) front().Send(StartOf(Alice(id), {"true"}));
   front().Close();
   UniqueFd visitor = broker_.Visit();
-  kill(broker_pid(), SIGCONT);
+  Continue();
   FrontEnd fresh(FrontEnd::Meet(std::move(visitor)));
   ASSERT_TRUE(fresh.IsOpen());
   fresh.Greet();
@@ -218,21 +218,20 @@ TEST_F(Lingering, SocketsThrownAtTheBrokerDoNotStallIt) {
 }
 
 TEST_F(Lingering, SocketsQueuedBehindAViolationDoNotStallIt) {
-  kill(broker_pid(), SIGSTOP);
+  Stop();
   EXPECT_EQ(front().SendRaw("x"), 0);
   if (front().SendRaw(Encode(UsageRequest{Canary()}), numbers_) == 0) CloseOurs();
-  kill(broker_pid(), SIGCONT);
+  Continue();
   Reconnect();
   Sync();
 }
 
 TEST_F(Lingering, SocketsThrownAtTheRendezvousDoNotStallIt) {
+  Stop();
   front().Close();
-  FrontEnd(broker_).Close();  // the broker has seen that the first one is gone
-  kill(broker_pid(), SIGSTOP);
   FrontEnd visitor(broker_.Visit());
   if (visitor.SendRaw("x", numbers_) == 0) CloseOurs();
-  kill(broker_pid(), SIGCONT);
+  Continue();
   FrontEnd fresh(FrontEnd::Meet(UniqueFd(dup(visitor.fd()))));
   visitor.Close();
   ASSERT_TRUE(fresh.IsOpen());
