@@ -24,7 +24,7 @@ int SendMessage(int socket, std::string_view message, std::initializer_list<int>
     std::memcpy(control, &rights, sizeof(rights));
     header.msg_control = control;
     header.msg_controllen = CMSG_SPACE(bytes);
-    std::memcpy(CMSG_DATA(CMSG_FIRSTHDR(&header)), descriptors.begin(), bytes);
+    std::memcpy(control + CMSG_LEN(0), descriptors.begin(), bytes);
   }
   return sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
 }
