@@ -189,7 +189,7 @@ class Server {
       for (size_t i = 0; i < kLimitCount; ++i) record.limits[i] = std::min(record.limits[i], owner.applied[i]);
       record.child = Spawn(owner, start, record.cgroup.Get(), stage);
     } catch (const std::system_error& error) {
-      if (stage != Stage::kCgroup) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
+      if (error.code() != std::errc::file_exists) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
       return Fail(start.key, RequestType::kStart, stage, error.code().value());
     }
     ++owner.job_count;
