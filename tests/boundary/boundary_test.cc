@@ -10,7 +10,7 @@ namespace jobworker {
 
 void BoundaryTest::SetUp() {
   if (geteuid() != 0) GTEST_SKIP() << "needs root, to run the broker";
-  broker_.Start();
+  broker_.Start(Mode::kDeployed, Files());
   Reconnect();
   ASSERT_TRUE(front().IsOpen()) << broker_.Log();
   canary_output_ = Begin(StartOf(Canary(), {"sleep", "infinity"}));
@@ -25,7 +25,7 @@ void BoundaryTest::SetUp() {
 }
 
 void BoundaryTest::TearDown() {
-  if (canary_pid_ == 0 || ended_) return;
+  if (canary_pid_ == 0) return;
   CheckUnharmed();
   broker_.guardian().Signal(SIGTERM);
   EXPECT_EQ(broker_.guardian().Wait(), 0) << broker_.Log();

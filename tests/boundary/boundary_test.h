@@ -17,12 +17,12 @@ class BoundaryTest : public testing::Test {
   // The broker answers, the canary lives, and beside it there is no descriptor, process or cgroup that was not there at
   // the start, and no limit is another. Ends the broker and finds nothing of it left.
   void TearDown() override;
+  // The broker's hard limit of open files; 0 for the one that is.
+  [[nodiscard]] virtual rlim_t Files() const { return 0; }
 
   // Drops the current connection, if any, and makes a new one, greeted.
   FrontEnd& Reconnect();
   FrontEnd& front() { return *front_; }
-  // Goes on without its checks at the end, for a broker that was ended on purpose.
-  void BrokerWasEnded() { ended_ = true; }
 
   static JobKey Alice(uint64_t id) { return {"alice", id}; }
   static JobKey Canary() { return {"bob", 1}; }
@@ -49,6 +49,7 @@ class BoundaryTest : public testing::Test {
 
   [[nodiscard]] fs::path Leaf(const JobKey& key) const { return broker_.cgroup() / key.user / std::to_string(key.id); }
   [[nodiscard]] pid_t broker_pid() const { return broker_pid_; }
+  [[nodiscard]] pid_t canary_pid() const { return canary_pid_; }
 
   BrokerProcess broker_;
 
@@ -62,7 +63,6 @@ class BoundaryTest : public testing::Test {
   pid_t broker_pid_ = 0, canary_pid_ = 0;
   size_t descriptors_ = 0;
   std::map<std::string, std::string> limits_;
-  bool ended_ = false;
 };
 
 }  // namespace jobworker

@@ -1,6 +1,7 @@
 #include "tests/boundary/broker_process.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/inotify.h>
@@ -27,12 +28,27 @@ fs::path CgroupMount() {
   return fs::exists(beside_v1) ? beside_v1 : "/sys/fs/cgroup";
 }
 
+void MakeOddSurroundings() {
+  const gid_t extra = 4;
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGUSR1);
+  const int stray = open("/", O_RDONLY);
+  const bool made = stray >= 0 && setgroups(1, &extra) == 0 && sigprocmask(SIG_BLOCK, &blocked, nullptr) == 0 &&
+                    signal(SIGPIPE, SIG_IGN) == SIG_DFL && signal(SIGUSR2, SIG_IGN) == SIG_DFL;
+  if (!made) _exit(100);
+  umask(0);
+  for (const char* name : {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "SECRET"})
+    setenv(name, "1", 1);
+}
+
 [[noreturn]] void Exec(const std::vector<char*>& arguments, int log, int keep, rlim_t files) {
   const rlimit limit{files, files};
   // The broker must end by itself, not with the test.
   if (setsid() < 0 || dup2(log, 1) != 1 || dup2(log, 2) != 2) _exit(100);
   if (keep >= 0 && fcntl(keep, F_SETFD, 0) != 0) _exit(100);
   if (files != 0 && setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(100);
+  MakeOddSurroundings();
   execvp(arguments[0], arguments.data());
   _exit(101);
 }
@@ -55,6 +71,16 @@ std::string ReadFile(const fs::path& path) {
   std::ostringstream text;
   text << std::ifstream(path).rdbuf();
   return text.str();
+}
+
+bool WaitForText(const fs::path& file, const std::string& text) {
+  const UniqueFd changes(inotify_init1(IN_CLOEXEC));
+  inotify_add_watch(changes.Get(), file.c_str(), IN_MODIFY);
+  while (ReadFile(file).find(text) == std::string::npos) {
+    char events[4096];
+    if (!WaitFor(changes.Get(), POLLIN) || read(changes.Get(), events, sizeof(events)) < 0) return false;
+  }
+  return true;
 }
 
 Process::Process(const std::vector<std::string>& words, const fs::path& log, int keep, rlim_t files) {
@@ -127,7 +153,7 @@ void BrokerProcess::Start(Mode mode, rlim_t files, const std::vector<std::string
     words.insert(words.end(), {"--fd", std::to_string(other.Get())});
   }
   guardian_ = Process(words, directory_ / "log", other.Get(), files);
-  ASSERT_TRUE(mode == Mode::kStandalone || WaitForLog("waiting for a front end")) << Log();
+  ASSERT_TRUE(mode == Mode::kStandalone || WaitForText(directory_ / "log", "waiting for a front end")) << Log();
 }
 
 UniqueFd BrokerProcess::Visit(uid_t uid) {
@@ -156,17 +182,6 @@ pid_t BrokerProcess::FindBroker() const {
     below.insert(below.end(), deeper.begin(), deeper.end());
   }
   return 0;
-}
-
-bool BrokerProcess::WaitForLog(const std::string& text) const {
-  const UniqueFd changes(inotify_init1(IN_CLOEXEC));
-  inotify_add_watch(changes.Get(), (directory_ / "log").c_str(), IN_MODIFY);
-  while (Log().find(text) == std::string::npos) {
-    if (!WaitFor(changes.Get(), POLLIN)) return false;
-    char events[4096];
-    (void)!read(changes.Get(), events, sizeof(events));
-  }
-  return true;
 }
 
 std::vector<pid_t> ChildrenOf(pid_t pid) {

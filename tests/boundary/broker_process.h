@@ -24,8 +24,11 @@ inline constexpr uid_t kFrontEndUid = 70'100, kAliceUid = 70'101, kBobUid = 70'1
 // Waits for `events` on `fd`; false when it took kHangMs.
 bool WaitFor(int fd, short events);
 std::string ReadFile(const fs::path& path);
+// Waits until the file, which is there, has `text`.
+bool WaitForText(const fs::path& file, const std::string& text);
 
-// A started program. Its stderr goes to `log`, its stdout too.
+// A started program, in surroundings that no job may inherit: a stray descriptor and group, odd signals, an
+// environment. Its stdout and stderr go to the file `log`.
 class Process {
  public:
   Process() = default;
@@ -68,8 +71,6 @@ class BrokerProcess {
   // The broker itself, from its end of a pair. 0 when it is not there yet.
   pid_t FindBroker() const;
   [[nodiscard]] std::string Log() const { return ReadFile(directory_ / "log"); }
-  // Waits until the log has `text`.
-  bool WaitForLog(const std::string& text) const;
 
   [[nodiscard]] const fs::path& directory() const { return directory_; }
   [[nodiscard]] const fs::path& cgroup() const { return cgroup_; }

@@ -61,6 +61,18 @@ class FrontEnd {
     if (descriptors != nullptr) *descriptors = std::move(got.descriptors);
     return std::get<Message>(got.reply);
   }
+  // The reply of that type for that job, if one has been read.
+  template <class Message>
+  std::optional<Message> TakeIf(const JobKey& key) {
+    for (auto at = pending_.begin(); at != pending_.end(); ++at) {
+      const auto* message = std::get_if<Message>(&at->reply);
+      if (message == nullptr || message->key != key) continue;
+      std::optional<Message> found = *message;
+      pending_.erase(at);
+      return found;
+    }
+    return std::nullopt;
+  }
   // Reads until the broker closes the connection; false when it does not.
   bool AwaitClose();
   // How many replies wait unread in this program.
