@@ -2,6 +2,7 @@
 // changes.
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 
 #include "common/broker_protocol.h"
 
@@ -38,6 +39,35 @@ void WriteRequests() {
   Write("request", "bad-environment", Encode(Start{kKey, {}, {"x"}, {"=A"}}));
   Write("request", "bad-tail", Encode(Kill{kKey}) + "x");
   Write("request", "bad-cut", Encode(Kill{kKey}).substr(0, 12));
+}
+
+std::string Row(std::initializer_list<std::string> datagrams) {
+  std::string row;
+  for (const std::string& datagram : datagrams) {
+    row += static_cast<char>(datagram.size() & 0xff);
+    row += static_cast<char>(datagram.size() >> 8);
+    row += datagram;
+  }
+  return row;
+}
+
+void WriteDispatch() {
+  const auto start = [](const char* command, uint64_t id) { return Encode(Start{{"alice", id}, {}, {command}, {}}); };
+  const std::string hello = Encode(Hello{}), kill = Encode(Kill{kKey}), usage = Encode(UsageRequest{kKey});
+  const std::string signal = Encode(Signal{kKey, 15}), forget = Encode(Forget{kKey});
+  Write("dispatch", "runs", Row({hello, start("run", 7), usage, signal, kill, usage}));
+  Write("dispatch", "ends",
+        Row({hello, start("end", 7), usage, usage, usage, usage, signal, kill, forget, start("end", 7)}));
+  Write("dispatch", "fails", Row({hello, start("fail", 7), usage, kill, start("fail", 7)}));
+  Write("dispatch", "twice", Row({hello, start("run", 7), start("run", 7)}));
+  Write("dispatch", "many",
+        Row({hello, start("run", 1), start("end", 2), start("run", 3), start("run", 4), start("run", 5)}));
+  Write("dispatch", "forgets-early", Row({hello, start("run", 7), usage, usage, usage, forget, usage}));
+  Write("dispatch", "stranger", Row({hello, Encode(Start{{"bob", 1}, {}, {"run"}, {}}), kill}));
+  Write("dispatch", "no-hello", Row({start("run", 7)}));
+  Write("dispatch", "two-hellos", Row({hello, hello}));
+  Write("dispatch", "empty", Row({hello, "", usage}));
+  Write("dispatch", "greedy", Row({hello, Encode(Start{kKey, {kUnlimited}, {"run"}, {}}), usage}));
 }
 
 void WriteReplies() {
@@ -77,6 +107,7 @@ int main(int argc, char** argv) {
   jobworker::root = argv[1];
   jobworker::WriteRequests();
   jobworker::WriteReplies();
+  jobworker::WriteDispatch();
   jobworker::WriteUsers();
   return 0;
 }
