@@ -99,6 +99,22 @@ void WriteUsers() {
   Write("users", "bad-key", "a uid=1000 gid=1000 dir=/a color=red\n");
 }
 
+// Sessions as sessions_fuzz reads them: a byte for Hello, then two or more for each request.
+void WriteSessions() {
+  Write("sessions", "run-kill-forget", {0, 0, 0, 0, 3, 0, 2, 0, 3, 0, 4, 0});
+  Write("sessions", "quick-forget-again", {0, 0, 0, 1, 3, 1, 3, 1, 4, 0, 0, 0, 1});
+  Write("sessions", "slow-usage-signal", {0, 0, 4, 2, 3, 4, 1, 4, 9, 3, 4, 4, 4});
+  Write("sessions", "exec-fails", {0, 0, 1, 3, 3, 2, 0, 1, 0, 2, 1});
+  Write("sessions", "no-clone", {0, 0, 2, 4, 0, 2, 0, 2, 2});
+  Write("sessions", "leftovers", {0, 0, 0, 64, 2, 0, 3, 0, 4, 0});
+  Write("sessions", "unknown-user", {0, 0, 3, 0, 2, 3});
+  Write("sessions", "no-hello", {static_cast<char>(255), 0, 0, 0});
+  Write("sessions", "hello-twice", {0, 5, 0, 0});
+  Write("sessions", "key-twice", {0, 0, 0, 0, 0, 0, 0});
+  Write("sessions", "limit-above", {0, 0, 0, static_cast<char>(128), 1, 63});
+  Write("sessions", "raw", {0, 7, 3, 1, 2, 3});
+}
+
 }  // namespace
 }  // namespace jobworker
 
@@ -109,5 +125,6 @@ int main(int argc, char** argv) {
   jobworker::WriteReplies();
   jobworker::WriteDispatch();
   jobworker::WriteUsers();
+  jobworker::WriteSessions();
   return 0;
 }
