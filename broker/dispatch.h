@@ -15,13 +15,13 @@ enum class Verdict : uint8_t { kViolation, kAllowed };
 inline constexpr auto kPermissions = [] {
   constexpr Verdict no = Verdict::kViolation, ok = Verdict::kAllowed;
   return std::array{
-      //         Hello Start Signal Kill Usage Forget
-      std::array{ok, no, no, no, no, no},  // kNewPeer
-      std::array{no, ok, no, no, no, no},  // kAbsent
-      std::array{no, no, ok, ok, ok, no},  // kStarting
-      std::array{no, no, ok, ok, ok, no},  // kRunning
-      std::array{no, no, ok, ok, ok, no},  // kEnding
-      std::array{no, no, ok, ok, ok, ok},  // kEnded
+      //         Hello Ping Start Signal Kill Usage Forget
+      std::array{ok, no, no, no, no, no, no},  // kNewPeer
+      std::array{no, ok, ok, no, no, no, no},  // kAbsent
+      std::array{no, ok, no, ok, ok, ok, no},  // kStarting
+      std::array{no, ok, no, ok, ok, ok, no},  // kRunning
+      std::array{no, ok, no, ok, ok, ok, no},  // kEnding
+      std::array{no, ok, no, ok, ok, ok, ok},  // kEnded
   };
 }();
 static_assert(kPermissions.size() == kStates && kPermissions[0].size() == std::variant_size_v<Request>);

@@ -33,6 +33,7 @@ struct Record {
   UniqueFd cgroup, events;
   Child child;
   Limits limits{};
+  uint64_t started_us = 0;
   ChildFailure failure;  // with an error, the job never ran: it ends as Failed, not as Exited
   Exited exited;
 };
@@ -49,6 +50,12 @@ struct Heartbeat {
   ~Heartbeat() { (void)setitimer(ITIMER_REAL, &outer_, nullptr); }
   itimerval outer_{};  // one can be inside another
 };
+
+uint64_t NowUs() {
+  timespec now{};
+  (void)clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
+}
 
 class Server {
  public:
@@ -114,7 +121,7 @@ class Server {
       return;
     }
     std::pair<UniqueFd, UniqueFd> pair = MessageSocketPair();
-    if (SendMessage(visitor.Get(), "+", {pair.second.Get()}) == 0) TakePeer(std::move(pair.first));
+    if (SendMessage(visitor.Get(), "+", std::array{pair.second.Get()}) == 0) TakePeer(std::move(pair.first));
   }
 
   void TakePeer(UniqueFd peer) {
@@ -162,12 +169,27 @@ class Server {
   void Answer(const Hello& hello) {
     if (hello.version != kProtocolVersion) return DropPeer("other protocol version");
     greeted_ = true;
-    Send(Encode(Welcome{kProtocolVersion, missing_, static_cast<uint32_t>(jobs_.size())}));
-    for (const auto& [key, record] : jobs_) {
-      Send(Encode(Job{key, record.limits, record.owner->missing}), record.child.output);
+    // One that may still turn out never to have been is not replayed; Started follows if it was.
+    const auto held = [](const JobEntry& job) {
+      return job.second.state != State::kStarting && job.second.failure.error == 0;
+    };
+    const auto count = static_cast<uint32_t>(std::count_if(jobs_.begin(), jobs_.end(), held));
+    Send(Encode(Welcome{kProtocolVersion, missing_, count}));
+    for (const JobEntry& job : jobs_) {
+      const Record& record = job.second;
+      if (!held(job)) continue;
+      Send(Encode(ToMessage<Job>(record)), record.child.descriptors);
       if (record.state == State::kEnded) Send(Encode(record.exited));
     }
   }
+
+  template <class Message>
+  Message ToMessage(const Record& record) {
+    const uint8_t has_stdin = (*record.child.descriptors)[kStdin].IsOpen() ? 1 : 0;
+    return {record.exited.key, record.limits, record.owner->missing, has_stdin, record.started_us};
+  }
+
+  void Answer(const Ping&) { Send(Encode(Pong{})); }
 
   void Answer(const Start& start) {
     const auto found = users_.find(start.key.user);
@@ -178,6 +200,8 @@ class Server {
     if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
     Record record;
     record.owner = &owner;
+    record.exited.key = start.key;
+    record.started_us = NowUs();
     Stage stage = Stage::kCgroup;
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
@@ -228,7 +252,7 @@ class Server {
     Watch(record.child.pidfd.Get(), EPOLLIN, Source::kPidfd, &job);
     if (size != 0) return;
     record.state = State::kRunning;
-    Send(Encode(Started{job.first, record.limits, record.owner->missing}), record.child.output);
+    Send(Encode(ToMessage<Started>(record)), record.child.descriptors);
   }
 
   void MainProcessEnded(JobEntry& job) {
@@ -238,7 +262,7 @@ class Server {
     if (waitid(static_cast<idtype_t>(P_PIDFD), id, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return;
     Unwatch(record.child.pidfd);
     record.state = State::kEnding;
-    record.exited.key = job.first;
+    record.exited.ended_us = std::max(NowUs(), record.started_us);  // the clock may have been set back
     record.exited.cause = info.si_code == CLD_EXITED ? EndCause::kExited : EndCause::kSignalled;
     record.exited.value = static_cast<uint8_t>(info.si_status);
     record.exited.core_dumped = info.si_code == CLD_DUMPED;
@@ -266,7 +290,7 @@ class Server {
     Send(Encode(Failed{key, request, stage, static_cast<uint32_t>(error)}));
   }
 
-  void Send(std::string message, std::shared_ptr<const Output> descriptors = nullptr) {
+  void Send(std::string message, std::shared_ptr<JobDescriptors> descriptors = nullptr) {
     if (!peer_.IsOpen() || !greeted_) return;
     outgoing_.emplace_back(std::move(message), std::move(descriptors));
     if (!blocked_) Flush();
@@ -276,10 +300,15 @@ class Server {
   void Flush() {
     int error = 0;
     for (; !outgoing_.empty(); outgoing_.pop_front()) {
-      const auto& [message, fds] = outgoing_.front();
-      error = fds == nullptr ? SendMessage(peer_.Get(), message)
-                             : SendMessage(peer_.Get(), message, {fds->out.Get(), fds->err.Get()});
+      const auto& [message, descriptors] = outgoing_.front();
+      std::vector<int> numbers;
+      for (size_t i = 0; descriptors != nullptr && i < descriptors->size(); ++i) {
+        if ((*descriptors)[i].IsOpen()) numbers.push_back((*descriptors)[i].Get());
+      }
+      error = SendMessage(peer_.Get(), message, numbers);
       if (error != 0) break;
+      // The job sees the end of its input once the front end, which alone has it now, closes it or dies.
+      if (descriptors != nullptr) (*descriptors)[kStdin].Reset();
     }
     if (error != 0 && error != EAGAIN) return DropPeer(strerror(error));
     if (blocked_ != (error != 0)) Watch(peer_.Get(), error != 0 ? EPOLLOUT : EPOLLIN, Source::kPeer);
@@ -295,7 +324,7 @@ class Server {
   const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
   bool running_ = true, greeted_ = false, blocked_ = false;
   Jobs jobs_;
-  std::deque<std::pair<std::string, std::shared_ptr<const Output>>> outgoing_;
+  std::deque<std::pair<std::string, std::shared_ptr<JobDescriptors>>> outgoing_;
   std::string buffer_ = std::string(kMaxMessageBytes, '\0');
 };
 

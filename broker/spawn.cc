@@ -4,6 +4,7 @@
 #include <grp.h>
 #include <linux/sched.h>
 #include <sys/capability.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -19,6 +20,7 @@ namespace {
 // All that the child needs, made before clone: after it, only async-signal-safe calls.
 struct Plan {
   const User& user;
+  const char* directory;
   const std::vector<std::string>& candidates;
   std::vector<char*> argv, envp;
   cap_t no_capabilities;
@@ -28,14 +30,26 @@ struct Pipe {
   UniqueFd read, write;
 };
 
-Pipe MakePipe() {
+// Non-blocking our end alone: a job does not expect EAGAIN. The pipe is root's; a job that opens /dev/stderr or
+// /dev/stdin anew needs the right to.
+Pipe MakePipe(int our_end = 0) {
   int ends[2];
   OrThrow(pipe2(ends, O_CLOEXEC), "pipe2");
   Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
-  // Non-blocking the read end alone: a job does not expect EAGAIN. The pipe is root's; a job that opens /dev/stderr
-  // anew needs the right to write to it.
-  OrThrow(fcntl(ends[0], F_SETFL, O_NONBLOCK) | fchmod(ends[1], 0622), "set up a pipe");
+  OrThrow(fcntl(ends[our_end], F_SETFL, O_NONBLOCK) | fchmod(ends[0], our_end == 0 ? 0622 : 0644), "set up a pipe");
   return pipe;
+}
+
+// A file in memory that nobody can execute, where the kernel knows the flag (Linux 6.3), with `text` at kJournalStart.
+UniqueFd MakeMemory(std::string_view text) {
+  constexpr unsigned kNoExecSeal = 8;  // MFD_NOEXEC_SEAL
+  int fd = memfd_create("job", MFD_CLOEXEC | kNoExecSeal);
+  if (fd < 0 && errno == EINVAL) fd = memfd_create("job", MFD_CLOEXEC);
+  UniqueFd memory(OrThrow(fd, "memfd_create"));
+  errno = ENOSPC;  // when it takes less than all
+  const ssize_t written = text.empty() ? 0 : pwrite(memory.Get(), text.data(), text.size(), kJournalStart);
+  OrThrow(written == static_cast<ssize_t>(text.size()) ? 0 : -1, "write a journal");
+  return memory;
 }
 
 std::vector<char*> Pointers(const std::vector<std::string>& strings) {
@@ -99,14 +113,14 @@ void Exec(const Plan& plan) {
 }
 
 [[noreturn]] void RunChild(const Plan& plan) {
-  const auto& [user, candidates, argv, envp, no_capabilities, in, out, err, status] = plan;
+  const auto& [user, directory, candidates, argv, envp, no_capabilities, in, out, err, status] = plan;
   const auto uid = static_cast<uid_t>(user.uid);
   const auto gid = static_cast<gid_t>(user.gid);
   Stage stage = Stage::kSetUp;
   bool ready = SetUpSession(plan) && SetUpResources(user.ceiling[kPidsLimit]);
   if (ready) ready = (stage = Stage::kIdentity, BecomeUser(uid, gid, no_capabilities));
   // As the user, so that a directory the user may not enter is not entered.
-  if (ready) ready = (stage = Stage::kDirectory, chdir(user.directory.c_str()) == 0);
+  if (ready) ready = (stage = Stage::kDirectory, chdir(user.directory.c_str()) == 0 && chdir(directory) == 0);
   if (ready) ready = (stage = Stage::kFilter, RefuseNamespaces());
   if (ready) stage = Stage::kExec, Exec(plan);
   const ChildFailure failure{stage, errno};
@@ -145,13 +159,19 @@ std::vector<std::string> ExecCandidates(const std::string& command, const std::v
 
 Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   stage = Stage::kPipe;
-  Pipe out = MakePipe(), err = MakePipe(), status = MakePipe();
-  const UniqueFd null(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null"));
+  Pipe out = MakePipe(), err = MakePipe(), status = MakePipe(), in;
+  if (start.want_stdin != 0) in = MakePipe(1);
+  if (start.want_stdin == 0) in.read.Reset(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null"));
+  ByteWriter origin;
+  origin.Bytes(Encode(start), 0);
+  UniqueFd data = MakeMemory(""), index = MakeMemory(origin.Take());
   static const cap_t no_capabilities = cap_init();
   const std::vector<std::string> environment = JobEnvironment(user, start);
   const std::vector<std::string> candidates = ExecCandidates(start.argv[0], environment);
-  const Plan plan{user,       candidates,      Pointers(start.argv), Pointers(environment), no_capabilities,
-                  null.Get(), out.write.Get(), err.write.Get(),      status.write.Get()};
+  const char* directory = start.directory.empty() ? "." : start.directory.c_str();
+  const Plan plan{
+      user,          directory,       candidates,      Pointers(start.argv), Pointers(environment), no_capabilities,
+      in.read.Get(), out.write.Get(), err.write.Get(), status.write.Get()};
   int pidfd = -1;
   clone_args arguments{};
   arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP;
@@ -160,7 +180,8 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   arguments.cgroup = static_cast<unsigned>(leaf);
   stage = Stage::kClone;
   if (OrThrow(static_cast<int>(syscall(SYS_clone3, &arguments, sizeof(arguments))), "clone3") == 0) RunChild(plan);
-  auto output = std::make_shared<const Output>(Output{std::move(out.read), std::move(err.read)});
-  return {UniqueFd(pidfd), std::move(output), std::move(status.read)};
+  JobDescriptors given{std::move(out.read), std::move(err.read), std::move(data), std::move(index),
+                       std::move(in.write)};
+  return {UniqueFd(pidfd), std::make_shared<JobDescriptors>(std::move(given)), std::move(status.read)};
 }
 }  // namespace jobworker

@@ -19,13 +19,11 @@ struct ChildFailure {
   Stage stage = Stage::kExec;
   int error = 0;
 };
-// The read ends of a job's output, O_NONBLOCK.
-struct Output {
-  UniqueFd out, err;
-};
+// What the front end gets of a job, by DescriptorIndex; the pipes' ends are O_NONBLOCK.
+using JobDescriptors = std::array<UniqueFd, kMaxDescriptors>;
 struct Child {
   UniqueFd pidfd;
-  std::shared_ptr<const Output> output;
+  std::shared_ptr<JobDescriptors> descriptors;
   UniqueFd status;  // a ChildFailure, or end of file once exec succeeded
 };
 // Returns as soon as the child exists. Throws std::system_error; `stage` then says what was being done.

@@ -1,7 +1,7 @@
 // What crosses the boundary between the front end and the broker: all of it, and nothing else.
 // One message is one SOCK_SEQPACKET datagram: a type byte, then the fields of its struct in the order of its Fields()
-// (see byte_io.h). Requests carry no descriptors; Started and Job carry exactly kOutputDescriptors, the read ends of
-// the job's stdout and stderr, in that order. Any change here changes kProtocolVersion.
+// (see byte_io.h). Requests carry no descriptors; Started and Job carry exactly DescriptorsOf(), in the order of
+// DescriptorIndex. Any change here changes kProtocolVersion.
 #pragma once
 #include <array>
 #include <compare>
@@ -15,17 +15,25 @@
 #include "common/byte_io.h"
 
 namespace jobworker {
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr size_t kMaxMessageBytes = 64 * 1024;
 inline constexpr size_t kMaxUserName = 32;
 inline constexpr size_t kMaxArguments = 1024;
-inline constexpr size_t kMaxArgumentBytes = 40 * 1024;  // all of argv, without prefixes
+inline constexpr size_t kMaxArgumentBytes = 36 * 1024;  // all of argv, without prefixes
 inline constexpr size_t kMaxEnvironment = 256;
 inline constexpr size_t kMaxEnvironmentBytes = 16 * 1024;
-inline constexpr size_t kOutputDescriptors = 2;
+inline constexpr size_t kMaxDirectoryBytes = 1024;
+inline constexpr size_t kMaxNoteBytes = 4 * 1024;
 inline constexpr uint64_t kUnlimited = UINT64_MAX;
-static_assert(kMaxArgumentBytes + kMaxEnvironmentBytes + 4 * (kMaxArguments + kMaxEnvironment) + 1024 <=
+static_assert(kMaxArgumentBytes + kMaxEnvironmentBytes + 4 * (kMaxArguments + kMaxEnvironment) + kMaxDirectoryBytes +
+                  kMaxNoteBytes + 1024 <=
               kMaxMessageBytes);
+
+// The read ends of the job's stdout and stderr; the two memfds of its journal, made by the broker, which writes to the
+// second, at kJournalStart and once, the length (32 bits) and the bytes of the Start that made the job, and never reads
+// either; and the write end of its stdin, when the Start asked for one.
+enum DescriptorIndex : size_t { kStdout, kStderr, kJournalData, kJournalIndex, kStdin, kMaxDescriptors };
+inline constexpr size_t kJournalStart = 512;
 
 // [a-z_][a-z0-9_-]{0,31}: the only form a user's name has, in a certificate, in a message and in the users list.
 constexpr bool IsUserName(std::string_view name) {
@@ -62,9 +70,8 @@ enum Controller : uint8_t { kCpu = 1, kIo = 2, kMemory = 4, kPids = 8, kAllContr
 enum CounterIndex : size_t { kCpuUser, kCpuSystem, kMemoryPeak, kReadBytes, kWriteBytes, kPidsPeak, kCounterCount };
 using Counters = std::array<uint64_t, kCounterCount>;
 
-enum class RequestType : uint8_t { kHello, kStart, kSignal, kKill, kUsage, kForget };
-inline constexpr size_t kRequestTypes = 6;
-enum class ReplyType : uint8_t { kWelcome = 64, kJob, kStarted, kFailed, kExited, kUsageIs };
+enum class RequestType : uint8_t { kHello, kPing, kStart, kSignal, kKill, kUsage, kForget };
+enum class ReplyType : uint8_t { kWelcome = 64, kPong, kJob, kStarted, kFailed, kExited, kUsageIs };
 
 // What failed, beside an errno: kUser is not in the users list, kCeiling a limit above the user's, kJobs its jobs=.
 // From kSetUp (session, descriptors, rlimits) on it happened in the child.
@@ -79,18 +86,28 @@ struct Hello {
   uint32_t version = kProtocolVersion;
   void Fields(auto& io) { All(io, version); }
 };
+// Answered by Pong once all that was sent before has been handled.
+struct Ping {
+  static constexpr auto kType = RequestType::kPing;
+  void Fields(auto&) {}
+};
 // argv[0] is looked up in the job's PATH unless it has a slash. env entries are NAME=VALUE and replace the broker's own
-// of the same name.
+// of the same name. `directory` is entered by the job's user after the user's own; empty: that one. `note` is any
+// bytes of the front end's; the broker keeps them in the journal and does not look at them.
 struct Start {
   static constexpr auto kType = RequestType::kStart;
   JobKey key;
   Limits limits{};
   std::vector<std::string> argv, env;
+  std::string directory{}, note{};
+  uint8_t want_stdin = 0;
   void Fields(auto& io) {
-    All(io, key, limits);
+    All(io, key, limits, want_stdin);
     io.Strings(argv, kMaxArguments, kMaxArgumentBytes);
     io.Strings(env, kMaxEnvironment, kMaxEnvironmentBytes);
-    io.Check(!argv.empty() && !argv[0].empty());
+    io.String(directory, kMaxDirectoryBytes);
+    io.Bytes(note, kMaxNoteBytes);
+    io.Check(!argv.empty() && !argv[0].empty() && want_stdin <= 1);
     for (const std::string& entry : env) io.Check(entry.find('=') != std::string::npos && entry[0] != '=');
   }
 };
@@ -115,7 +132,7 @@ struct JobRequest {
 using Kill = JobRequest<RequestType::kKill>;
 using UsageRequest = JobRequest<RequestType::kUsage>;
 using Forget = JobRequest<RequestType::kForget>;
-using Request = std::variant<Hello, Start, Signal, Kill, UsageRequest, Forget>;
+using Request = std::variant<Hello, Ping, Start, Signal, Kill, UsageRequest, Forget>;
 
 // The answer to Hello. A Job, and its Exited when it has ended, follows for each of the job_count jobs the broker
 // holds.
@@ -126,14 +143,24 @@ struct Welcome {
   uint32_t job_count = 0;
   void Fields(auto& io) { All(io, version, missing, job_count); }
 };
-// A job with its effective limits. Started answers a Start once exec succeeded; Job is the replay after Hello.
+struct Pong {
+  static constexpr auto kType = ReplyType::kPong;
+  void Fields(auto&) {}
+};
+// A job with its effective limits and the time of its birth, UTC in microseconds, as in Exited. Started answers a Start
+// once exec succeeded; Job is the replay after Hello.
 template <ReplyType type>
 struct HeldJob {
   static constexpr auto kType = type;
   JobKey key;
   Limits limits{};
   uint8_t missing = 0;
-  void Fields(auto& io) { All(io, key, limits, missing); }
+  uint8_t has_stdin = 0;
+  uint64_t started_us = 0;
+  void Fields(auto& io) {
+    All(io, key, limits, missing, has_stdin, started_us);
+    io.Check(has_stdin <= 1);
+  }
 };
 using Started = HeldJob<ReplyType::kStarted>;
 using Job = HeldJob<ReplyType::kJob>;
@@ -149,7 +176,7 @@ struct Failed {
     io.Check(request <= RequestType::kForget && stage <= Stage::kExec);
   }
 };
-enum class EndCause : uint8_t { kExited, kSignalled };
+enum class EndCause : uint8_t { kExited, kSignalled, kUnknown };  // kUnknown: it ended while there was no broker
 enum class OomLevel : uint8_t { kNone, kJob, kUser };
 // Once for each job, when its cgroup is empty and removed.
 struct Exited {
@@ -161,10 +188,11 @@ struct Exited {
   OomLevel oom_level = OomLevel::kNone;  // whose memory limit the OOM killer acted for
   uint32_t oom_kills = 0;
   uint32_t leftovers = 0;  // processes alive when the main one ended, killed by the broker
+  uint64_t ended_us = 0;   // when the main one ended
   Counters counters{};
   void Fields(auto& io) {
-    All(io, key, cause, value, core_dumped, oom_level, oom_kills, leftovers, counters);
-    io.Check(cause <= EndCause::kSignalled && oom_level <= OomLevel::kUser);
+    All(io, key, cause, value, core_dumped, oom_level, oom_kills, leftovers, ended_us, counters);
+    io.Check(cause <= EndCause::kUnknown && oom_level <= OomLevel::kUser);
   }
 };
 struct UsageIs {
@@ -173,7 +201,14 @@ struct UsageIs {
   Counters counters{};
   void Fields(auto& io) { All(io, key, counters); }
 };
-using Reply = std::variant<Welcome, Job, Started, Failed, Exited, UsageIs>;
+using Reply = std::variant<Welcome, Pong, Job, Started, Failed, Exited, UsageIs>;
+
+// How many descriptors come with a reply.
+template <class Message>
+constexpr size_t DescriptorsOf(const Message& message) {
+  if constexpr (requires { message.has_stdin; }) return message.has_stdin != 0 ? kMaxDescriptors : kStdin;
+  return 0;
+}
 
 template <class Message>
 std::string Encode(Message message) {

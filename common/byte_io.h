@@ -14,10 +14,11 @@ class ByteWriter {
     for (size_t i = 0; i < sizeof(value); ++i) out_ += static_cast<char>(static_cast<uint64_t>(value) >> (8 * i));
   }
   void Check(bool) {}
-  void String(const std::string& value, size_t) {
+  void Bytes(const std::string& value, size_t) {
     Number(static_cast<uint32_t>(value.size()));
     out_ += value;
   }
+  void String(const std::string& value, size_t) { Bytes(value, 0); }
   void Strings(const std::vector<std::string>& values, size_t, size_t) {
     Number(static_cast<uint32_t>(values.size()));
     for (const std::string& value : values) String(value, 0);
@@ -40,12 +41,16 @@ class ByteReader {
     value = static_cast<std::remove_reference_t<decltype(value)>>(number);
   }
   void Check(bool holds) { ok_ = ok_ && holds; }
-  // At most `max` bytes, no NUL among them.
-  void String(std::string& value, size_t max) {
+  // At most `max` bytes.
+  void Bytes(std::string& value, size_t max) {
     uint32_t size = 0;
     Number(size);
     Check(size <= max);
     value = Take(size);
+  }
+  // Without a NUL among them.
+  void String(std::string& value, size_t max) {
+    Bytes(value, max);
     Check(value.find('\0') == std::string::npos);
   }
   // At most `max_count` strings with at most `max_bytes` in all.

@@ -13,18 +13,18 @@ std::pair<UniqueFd, UniqueFd> MessageSocketPair() {
   return {UniqueFd(ends[0]), UniqueFd(ends[1])};
 }
 
-int SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors) {
+int SendMessage(int socket, std::string_view message, std::span<const int> descriptors) {
   iovec body{const_cast<char*>(message.data()), message.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(kOutputDescriptors * sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))] = {};
   const size_t bytes = descriptors.size() * sizeof(int);
   msghdr header{nullptr, 0, &body, 1, nullptr, 0, 0};
-  if (descriptors.size() > kOutputDescriptors) return EINVAL;
+  if (descriptors.size() > kMaxDescriptors) return EINVAL;
   if (bytes != 0) {
     const cmsghdr rights{CMSG_LEN(bytes), SOL_SOCKET, SCM_RIGHTS};
     std::memcpy(control, &rights, sizeof(rights));
     header.msg_control = control;
     header.msg_controllen = CMSG_SPACE(bytes);
-    std::memcpy(control + CMSG_LEN(0), descriptors.begin(), bytes);
+    std::memcpy(control + CMSG_LEN(0), descriptors.data(), bytes);
   }
   return sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? errno : 0;
 }

@@ -10,9 +10,9 @@ namespace jobworker {
 // Throws std::system_error.
 std::pair<UniqueFd, UniqueFd> MessageSocketPair();
 
-// Does not block. The descriptors, at most kOutputDescriptors, stay the caller's. Returns 0 or an errno; EAGAIN: the
+// Does not block. The descriptors, at most kMaxDescriptors, stay the caller's. Returns 0 or an errno; EAGAIN: the
 // peer does not read.
-int SendMessage(int socket, std::string_view message, std::initializer_list<int> descriptors = {});
+int SendMessage(int socket, std::string_view message, std::span<const int> descriptors = {});
 
 enum class Receive { kMessage, kNothingYet, kClosed, kViolation };
 // Does not block. `message` becomes the part of `buffer` that was filled. kClosed: the peer is gone, or sent an empty

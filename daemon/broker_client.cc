@@ -15,12 +15,12 @@ namespace jobworker {
 
 namespace {
 
-constexpr size_t kMaxDescriptors = 253;  // SCM_MAX_FD: what one message can carry at most
+constexpr size_t kMaxInMessage = 253;  // SCM_MAX_FD: what one message can carry at most
 
 // Receives one datagram with whatever descriptors it carries; all of them are owned before anything is looked at.
 ssize_t ReceiveWithDescriptors(int socket, std::string& buffer, std::vector<UniqueFd>& descriptors, int& flags) {
   iovec body{buffer.data(), buffer.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxInMessage * sizeof(int))];
   msghdr header{};
   header.msg_iov = &body;
   header.msg_iovlen = 1;
@@ -45,8 +45,7 @@ ssize_t ReceiveWithDescriptors(int socket, std::string& buffer, std::vector<Uniq
 }
 
 size_t ExpectedDescriptors(const Reply& reply) {
-  const bool carries = std::holds_alternative<Started>(reply) || std::holds_alternative<Job>(reply);
-  return carries ? kOutputDescriptors : 0;
+  return std::visit([](const auto& message) { return DescriptorsOf(message); }, reply);
 }
 
 }  // namespace
@@ -134,18 +133,19 @@ tl::expected<std::optional<BrokerClient::Received>, std::string> BrokerClient::R
   }
   Received received{std::move(*reply), {}};
   if (lost) return received;
-  std::move(descriptors.begin(), descriptors.end(), received.pipes.begin());
+  std::move(descriptors.begin(), descriptors.end(), received.descriptors.begin());
   return received;
 }
 
 void BrokerClient::Dispatch(Received& received) {
   const Reply& reply = received.reply;
-  if (const Job* job = std::get_if<Job>(&reply)) return events_.OnJob(*job, std::move(received.pipes));
+  if (const Job* job = std::get_if<Job>(&reply)) return events_.OnJob(*job, std::move(received.descriptors));
   if (const Started* started = std::get_if<Started>(&reply)) {
-    return events_.OnStarted(*started, std::move(received.pipes));
+    return events_.OnStarted(*started, std::move(received.descriptors));
   }
   if (const Failed* failed = std::get_if<Failed>(&reply)) return events_.OnFailed(*failed);
   if (const Exited* exited = std::get_if<Exited>(&reply)) return events_.OnExited(*exited);
+  if (std::holds_alternative<Pong>(reply)) return;
   if (const UsageIs* usage = std::get_if<UsageIs>(&reply)) return events_.OnUsage(*usage);
   Drop("the broker said Welcome twice");
 }

@@ -11,8 +11,9 @@
 
 namespace jobworker {
 
-// The read ends of a job's stdout and stderr, O_NONBLOCK. Both closed when this process had no descriptors free.
-using OutputPipes = std::array<UniqueFd, kOutputDescriptors>;
+// What comes with a job, by DescriptorIndex; the pipes' ends are O_NONBLOCK. All closed when this process had no
+// descriptors free.
+using JobDescriptors = std::array<UniqueFd, kMaxDescriptors>;
 
 // "exec", "cgroup", …: for logs and for StartFailure in the API.
 std::string_view StageName(Stage stage);
@@ -21,8 +22,8 @@ std::string_view StageName(Stage stage);
 class BrokerEvents {
  public:
   virtual ~BrokerEvents() = default;
-  virtual void OnJob(const Job& job, OutputPipes pipes) = 0;
-  virtual void OnStarted(const Started& started, OutputPipes pipes) = 0;
+  virtual void OnJob(const Job& job, JobDescriptors descriptors) = 0;
+  virtual void OnStarted(const Started& started, JobDescriptors descriptors) = 0;
   virtual void OnFailed(const Failed& failed) = 0;
   virtual void OnExited(const Exited& exited) = 0;
   virtual void OnUsage(const UsageIs& usage) = 0;
@@ -55,7 +56,7 @@ class BrokerClient {
  private:
   struct Received {
     Reply reply;
-    OutputPipes pipes;
+    JobDescriptors descriptors;
   };
   // One reply; nothing when none is there yet.
   tl::expected<std::optional<Received>, std::string> Receive();

@@ -12,7 +12,7 @@ namespace jobworker {
 
 namespace {
 
-constexpr OutputStream kStreams[kOutputDescriptors] = {OutputStream::kStdout, OutputStream::kStderr};
+constexpr OutputStream kStreams[2] = {OutputStream::kStdout, OutputStream::kStderr};
 
 void LogEnd(const Exited& exited, bool stopped) {
   const bool coded = exited.cause == EndCause::kExited;
@@ -38,7 +38,7 @@ void JobTable::StartJob(const std::string& user, std::vector<std::string> argv, 
   if (broker_->backlog() >= limits_.broker_backlog) return done(tl::unexpected(JobFailure(NoJob::kBusy)));
   const JobKey key{user, ++users_[user].last_id};
   Entry& entry = jobs_[key];
-  entry.start = {key, {}, std::move(argv), std::move(env)};
+  entry.start = {key, {}, std::move(argv), std::move(env), "", "", 0};
   entry.started = std::move(done);
   broker_->StartJob(entry.start);
 }
@@ -78,11 +78,11 @@ void JobTable::Close() {
     }
     for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(tl::unexpected(NoJob::kGone));
     if (entry.view != nullptr) entry.view->output->Abandon();
-    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
+    for (size_t i = 0; i < std::size(kStreams); ++i) ClosePipe(entry, i);
   }
 }
 
-void JobTable::OnJob(const Job& job, OutputPipes pipes) {
+void JobTable::OnJob(const Job& job, JobDescriptors pipes) {
   UserJobs& user = users_[job.key.user];
   user.last_id = std::max(user.last_id, job.key.id);
   Entry& entry = jobs_[job.key];
@@ -91,7 +91,7 @@ void JobTable::OnJob(const Job& job, OutputPipes pipes) {
   Log("job taken over", {{"user", job.key.user}, {"job", std::to_string(job.key.id)}});
 }
 
-void JobTable::OnStarted(const Started& started, OutputPipes pipes) {
+void JobTable::OnStarted(const Started& started, JobDescriptors pipes) {
   const auto found = jobs_.find(started.key);
   if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kStarting) return;
   Entry& entry = found->second;
@@ -110,7 +110,7 @@ void JobTable::OnStarted(const Started& started, OutputPipes pipes) {
   done(View(entry.view));
 }
 
-void JobTable::Adopt(const JobKey& key, uint8_t missing, Entry& entry, OutputPipes pipes) {
+void JobTable::Adopt(const JobKey& key, uint8_t missing, Entry& entry, JobDescriptors pipes) {
   entry.phase = Phase::kRunning;
   entry.start = {};
   entry.pipes = std::move(pipes);
@@ -121,10 +121,10 @@ void JobTable::Adopt(const JobKey& key, uint8_t missing, Entry& entry, OutputPip
 }
 
 bool JobTable::WatchPipes(const JobKey& key, Entry& entry) {
-  for (size_t i = 0; i < entry.pipes.size(); ++i) {
+  for (size_t i = 0; i < std::size(kStreams); ++i) {
     const int pipe = entry.pipes[i].Get();
     if (pipe >= 0 && loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); })) continue;
-    for (size_t each = 0; each < entry.pipes.size(); ++each) ClosePipe(entry, each);
+    for (size_t each = 0; each < std::size(kStreams); ++each) ClosePipe(entry, each);
     return false;
   }
   return true;
@@ -145,7 +145,7 @@ void JobTable::ClosePipe(Entry& entry, size_t index) {
 // The job's cgroup is empty, so what is in the pipes now is all of its output. A process elsewhere may have been handed
 // a write end: what it writes from now on is not waited for, or this would never end.
 void JobTable::Drain(Entry& entry) {
-  for (size_t i = 0; i < entry.pipes.size(); ++i) {
+  for (size_t i = 0; i < std::size(kStreams); ++i) {
     int left = 0;
     if (entry.pipes[i].IsOpen() && ioctl(entry.pipes[i].Get(), FIONREAD, &left) != 0) left = 0;
     while (left > 0) {
@@ -172,7 +172,7 @@ void JobTable::OnFailed(const Failed& failed) {
                           {"stage", StageName(failed.stage)},
                           {"errno", std::to_string(failed.error)}});
   if (entry.view != nullptr) entry.view->output->Abandon();  // replayed while it was starting
-  for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
+  for (size_t i = 0; i < std::size(kStreams); ++i) ClosePipe(entry, i);
   const auto node = jobs_.extract(found);
   for (const StopCallback& done : node.mapped().stop_waiters) done(tl::unexpected(NoJob::kUnknown));
   if (!node.mapped().started) return;

@@ -74,8 +74,8 @@ class JobTable : public BrokerEvents {
   // Everybody who waits is told kGone, and so is everybody who comes. The jobs are left as they are.
   void Close();
 
-  void OnJob(const Job& job, OutputPipes pipes) override;
-  void OnStarted(const Started& started, OutputPipes pipes) override;
+  void OnJob(const Job& job, JobDescriptors pipes) override;
+  void OnStarted(const Started& started, JobDescriptors pipes) override;
   void OnFailed(const Failed& failed) override;
   void OnExited(const Exited& exited) override;
   void OnUsage(const UsageIs&) override {}
@@ -88,7 +88,7 @@ class JobTable : public BrokerEvents {
     Start start;            // while kStarting
     StartCallback started;  // while kStarting
     std::shared_ptr<JobView> view;
-    OutputPipes pipes;
+    JobDescriptors pipes;
     bool stopping = false;
     std::vector<StopCallback> stop_waiters;
   };
@@ -98,7 +98,7 @@ class JobTable : public BrokerEvents {
   };
   using Jobs = std::map<JobKey, Entry>;
 
-  void Adopt(const JobKey& key, uint8_t missing, Entry& entry, OutputPipes pipes);
+  void Adopt(const JobKey& key, uint8_t missing, Entry& entry, JobDescriptors pipes);
   bool WatchPipes(const JobKey& key, Entry& entry);
   void ReadPipe(const JobKey& key, size_t index);
   void Drain(Entry& entry);

@@ -36,8 +36,6 @@ void BoundaryTest::TearDown() {
 }
 
 void BoundaryTest::CheckUnharmed() {
-  Reconnect();
-  ASSERT_TRUE(front().IsOpen()) << "the broker takes no front end";
   ForgetAll();
   EXPECT_EQ(Run(StartOf(Alice(900), {"true"})).exited.value, 0);
   EXPECT_EQ(ProcessesIn(Leaf(Canary())), std::vector<pid_t>{canary_pid_});
@@ -75,7 +73,7 @@ FrontEnd& BoundaryTest::Reconnect() {
 
 BoundaryTest::Outcome BoundaryTest::Run(const Start& start) {
   const std::vector<UniqueFd> output = Begin(start);
-  if (output.size() != kOutputDescriptors) return {};
+  if (output.size() < kStdin) return {};
   Outcome outcome;
   outcome.out = ReadAll(output[0].Get());
   outcome.err = ReadAll(output[1].Get());
@@ -98,8 +96,8 @@ Exited BoundaryTest::Finish(const JobKey& key) {
 }
 
 void BoundaryTest::Sync() {
-  front().Send(UsageRequest{Canary()});
-  (void)front().Await<UsageIs>(Canary());
+  front().Send(Ping{});
+  (void)front().Await<Pong>();
 }
 
 void BoundaryTest::Stop() const {
@@ -111,6 +109,16 @@ void BoundaryTest::Stop() const {
 void BoundaryTest::Continue() const { kill(broker_pid_, SIGCONT); }
 
 void BoundaryTest::ForgetAll() {
+  Reconnect();
+  // A job that was still starting was not replayed: what becomes of it is told.
+  for (const std::string& cgroup : CgroupsBelow(broker_.cgroup())) {
+    const size_t slash = cgroup.find('/');
+    if (slash == cgroup.npos) continue;
+    const JobKey key{cgroup.substr(0, slash), std::stoull(cgroup.substr(slash + 1))};
+    if (std::count(front().held().begin(), front().held().end(), key) == 0) front().AwaitOutcome(key);
+  }
+  Reconnect();
+  ASSERT_TRUE(front().IsOpen()) << "the broker takes no front end";
   for (const JobKey& key : front().held()) {
     if (key == Canary()) continue;
     front().Send(Kill{key});

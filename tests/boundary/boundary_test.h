@@ -44,7 +44,7 @@ class BoundaryTest : public testing::Test {
   // The broker does nothing in between.
   void Stop() const;
   void Continue() const;
-  // Kills and forgets all jobs but the canary.
+  // Kills and forgets all jobs but the canary, on a new connection.
   void ForgetAll();
 
   [[nodiscard]] fs::path Leaf(const JobKey& key) const { return broker_.cgroup() / key.user / std::to_string(key.id); }

@@ -65,20 +65,19 @@ std::string NameOf(const testing::TestParamInfo<Fault>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(InTheBroker, Faults,
-                         testing::Values(Fault{"mkdirat:error=ENOSPC", Stage::kCgroup, ENOSPC},
-                                         Fault{"mkdirat:error=EAGAIN", Stage::kCgroup, EAGAIN},
-                                         Fault{"openat:error=ENFILE:when=1", Stage::kCgroup, ENFILE},
-                                         Fault{"pipe2:error=EMFILE", Stage::kPipe, EMFILE},
-                                         Fault{"pipe2:error=EMFILE:when=2", Stage::kPipe, EMFILE},
-                                         Fault{"pipe2:error=ENFILE:when=3", Stage::kPipe, ENFILE},
-                                         Fault{"fchmod:error=EPERM", Stage::kPipe, EPERM},
-                                         Fault{"fcntl:error=EINVAL", Stage::kPipe, EINVAL},
-                                         Fault{"clone3:error=EAGAIN", Stage::kClone, EAGAIN},
-                                         Fault{"clone3:error=ENOMEM", Stage::kClone, ENOMEM},
-                                         Fault{"clone3:error=EBUSY", Stage::kClone, EBUSY},
-                                         Fault{"clone3:error=ENODEV", Stage::kClone, ENODEV}),
-                         NameOf);
+INSTANTIATE_TEST_SUITE_P(
+    InTheBroker, Faults,
+    testing::Values(
+        Fault{"mkdirat:error=ENOSPC", Stage::kCgroup, ENOSPC}, Fault{"mkdirat:error=EAGAIN", Stage::kCgroup, EAGAIN},
+        Fault{"openat:error=ENFILE:when=1", Stage::kCgroup, ENFILE}, Fault{"pipe2:error=EMFILE", Stage::kPipe, EMFILE},
+        Fault{"pipe2:error=EMFILE:when=2", Stage::kPipe, EMFILE},
+        Fault{"pipe2:error=ENFILE:when=3", Stage::kPipe, ENFILE}, Fault{"fchmod:error=EPERM", Stage::kPipe, EPERM},
+        Fault{"fcntl:error=EINVAL", Stage::kPipe, EINVAL}, Fault{"memfd_create:error=EMFILE", Stage::kPipe, EMFILE},
+        Fault{"memfd_create:error=ENFILE:when=2", Stage::kPipe, ENFILE},
+        Fault{"pwrite64:error=ENOSPC", Stage::kPipe, ENOSPC}, Fault{"pwrite64:retval=7", Stage::kPipe, ENOSPC},
+        Fault{"clone3:error=EAGAIN", Stage::kClone, EAGAIN}, Fault{"clone3:error=ENOMEM", Stage::kClone, ENOMEM},
+        Fault{"clone3:error=EBUSY", Stage::kClone, EBUSY}, Fault{"clone3:error=ENODEV", Stage::kClone, ENODEV}),
+    NameOf);
 
 // retval=0: the call says that it worked, and did nothing.
 INSTANTIATE_TEST_SUITE_P(
@@ -107,6 +106,12 @@ TEST_P(OtherFaults, AKillThatTheKernelRefusesIsReportedAndCanBeAskedAgain) {
   StopInjecting();
   front().Send(Kill{Alice(2)});
   EXPECT_EQ(Finish(Alice(2)).value, SIGKILL);
+}
+
+// As on a kernel before Linux 6.3.
+TEST_P(OtherFaults, AKernelWithoutTheFlagForJournalsMakesThemWithoutIt) {
+  Inject("memfd_create:error=EINVAL:when=1+2");
+  EXPECT_EQ(Run(StartOf(Alice(2), {"true"})).exited.value, 0);
 }
 
 TEST_P(OtherFaults, AReplyThatFindsNoRoomIsSentLater) {

@@ -73,7 +73,13 @@ Welcome FrontEnd::Greet() {
   Send(Hello{});
   const auto welcome = Await<Welcome>();
   held_.clear();
-  for (uint32_t i = 0; i < welcome.job_count; ++i) held_.push_back(Await<Job>().key);
+  descriptors_.clear();
+  const auto is_job = [](const Reply& reply) { return std::holds_alternative<Job>(reply); };
+  for (uint32_t i = 0; i < welcome.job_count; ++i) {
+    Received job = Take(is_job, Job{});
+    held_.push_back(std::get<Job>(job.reply).key);
+    descriptors_[held_.back()] = std::move(job.descriptors);
+  }
   return welcome;
 }
 
@@ -85,8 +91,8 @@ std::optional<Received> FrontEnd::ReceiveOne() {
   std::optional<Reply> reply = Decode<Reply>(bytes);
   EXPECT_TRUE(reply.has_value()) << "a reply of " << bytes.size() << " bytes that is none";
   if (!reply) return std::nullopt;
-  const bool with_output = std::holds_alternative<Started>(*reply) || std::holds_alternative<Job>(*reply);
-  EXPECT_EQ(received.descriptors.size(), with_output ? kOutputDescriptors : 0);
+  EXPECT_EQ(received.descriptors.size(),
+            std::visit([](const auto& message) { return jobworker::DescriptorsOf(message); }, *reply));
   received.reply = std::move(*reply);
   return received;
 }
@@ -104,6 +110,15 @@ Received FrontEnd::Take(const std::function<bool(const Reply&)>& wanted, Reply f
   }
   ADD_FAILURE() << "the broker did not answer with a " << fallback.index();
   return {std::move(fallback), {}};
+}
+
+void FrontEnd::AwaitOutcome(const JobKey& key) {
+  const auto wanted = [&key](const Reply& reply) {
+    const auto* started = std::get_if<Started>(&reply);
+    const auto* failed = std::get_if<Failed>(&reply);
+    return (started != nullptr && started->key == key) || (failed != nullptr && failed->key == key);
+  };
+  (void)Take(wanted, Started{});
 }
 
 bool FrontEnd::AwaitClose() {

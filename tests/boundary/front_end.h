@@ -2,6 +2,7 @@
 #pragma once
 #include <deque>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -39,8 +40,9 @@ class FrontEnd {
 
   // Says Hello and takes in the jobs that the broker holds.
   Welcome Greet();
-  // The keys in the replay of the last Greet, and the ends that came with them.
+  // The keys in the replay of the last Greet, and what came with them.
   [[nodiscard]] const std::vector<JobKey>& held() const { return held_; }
+  std::vector<UniqueFd>& descriptors(const JobKey& key) { return descriptors_[key]; }
 
   // The next reply of that type (for that job); others are kept for later calls. Fails the test and returns an empty
   // one when the connection closes or nothing comes.
@@ -61,6 +63,8 @@ class FrontEnd {
     if (descriptors != nullptr) *descriptors = std::move(got.descriptors);
     return std::get<Message>(got.reply);
   }
+  // The Started or the Failed of that job.
+  void AwaitOutcome(const JobKey& key);
   // The reply of that type for that job, if one has been read.
   template <class Message>
   std::optional<Message> TakeIf(const JobKey& key) {
@@ -87,6 +91,7 @@ class FrontEnd {
   UniqueFd socket_;
   std::deque<Received> pending_;
   std::vector<JobKey> held_;
+  std::map<JobKey, std::vector<UniqueFd>> descriptors_;
 };
 
 // All that can be read until the other end closes; waits for that.

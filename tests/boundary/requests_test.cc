@@ -25,7 +25,8 @@ class Requests : public BoundaryTest {
   // Datagrams of every type about a key that is not there.
   static std::vector<std::string> AllTypes(const JobKey& key) {
     return {Encode(Hello{}),   Encode(StartOf(key, {"true"})), Encode(Signal{key, 1}),
-            Encode(Kill{key}), Encode(UsageRequest{key}),      Encode(Forget{key})};
+            Encode(Kill{key}), Encode(UsageRequest{key}),      Encode(Forget{key}),
+            Encode(Ping{})};
   }
 };
 
@@ -41,7 +42,7 @@ TEST_F(Requests, WithABehindByte) {
 
 TEST_F(Requests, OfEveryUnknownType) {
   const std::string body = Encode(Kill{Alice(2)}).substr(1);
-  for (int type = 6; type < 256; ++type) {
+  for (int type = 7; type < 256; ++type) {
     ExpectDropped(static_cast<char>(type) + body, std::to_string(type));
     ExpectDropped(std::string(1, static_cast<char>(type)), std::to_string(type));
   }
@@ -85,7 +86,7 @@ TEST_F(Requests, OfUsersWithNamesLikeUidsOrPaths) {
                                  "",        "alice%n",    "\xc0\xae\xc0\xae",
                                  "~alice",  "alice:0",    "*"}) {
     for (const std::string& request : AllTypes({user, 1})) {
-      if (request[0] != 0) ExpectDropped(request, user);
+      if (request[0] >= 2) ExpectDropped(request, user);
     }
   }
   ExpectDropped(Encode(StartOf({std::string("alice\0root", 10), 1}, {"true"})), "NUL");
@@ -115,6 +116,22 @@ TEST_F(Requests, WithArgumentsAtTheirBoundsAndPastThem) {
   longer.env.back() = "";
   longer.env.push_back("A=");
   ExpectDropped(Encode(longer), "environment count");
+}
+
+TEST_F(Requests, WithADirectoryOrANotePastItsBound) {
+  for (const auto& [directory, note] : {std::pair(std::string(kMaxDirectoryBytes + 1, '/'), std::string()),
+                                        {std::string("/\0", 2), ""},
+                                        {"", std::string(kMaxNoteBytes + 1, 'n')}}) {
+    Start start = StartOf(Alice(2), {"true"});
+    start.directory = directory;
+    start.note = note;
+    ExpectDropped(Encode(start), "directory " + std::to_string(directory.size()));
+  }
+  for (const uint8_t want_stdin : {uint8_t{2}, uint8_t{255}}) {
+    Start start = StartOf(Alice(2), {"true"});
+    start.want_stdin = want_stdin;
+    ExpectDropped(Encode(start), "stdin");
+  }
 }
 
 TEST_F(Requests, WithWordsThatAreNone) {
@@ -155,7 +172,7 @@ TEST_F(Requests, AKeyUsedTwice) {
 TEST_F(Requests, AboutJobsOfAnotherUser) {
   for (const char* user : {"alice", "carl", "root"}) {
     for (const std::string& request : AllTypes({user, Canary().id})) {
-      if (request[0] >= 2) ExpectDropped(request, user);
+      if (request[0] >= 3) ExpectDropped(request, user);
     }
   }
 }

@@ -70,8 +70,10 @@ Child Spawn(const User& user, const Start& start, int, Stage&) {
     if (child == 0) _exit(3);
     pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, child, 0)));
   }
-  return {std::move(pidfd), std::make_shared<const Output>(Output{NewDescriptor(), NewDescriptor()}),
-          UniqueFd(status[0])};
+  auto descriptors = std::make_shared<JobDescriptors>();
+  const size_t count = start.want_stdin != 0 ? kMaxDescriptors : kStdin;
+  for (size_t i = 0; i < count; ++i) (*descriptors)[i] = NewDescriptor();
+  return {std::move(pidfd), std::move(descriptors), UniqueFd(status[0])};
 }
 
 }  // namespace jobworker

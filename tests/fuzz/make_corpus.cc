@@ -26,6 +26,10 @@ void WriteRequests() {
   Write("request", "start-limits", Encode(Start{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, {"/bin/true"}, {}}));
   Write("request", "start-environment", Encode(Start{kLongest, {}, {"env"}, {"A=1", "B=", "C==x"}}));
   Write("request", "start-many", Encode(Start{kKey, {}, std::vector<std::string>(40, "x"), {"A=1", "A=2", "A=3"}}));
+  Write("request", "start-elsewhere", Encode(Start{kKey, {}, {"pwd"}, {}, "/tmp", std::string("n\0te", 4), 1}));
+  Write("request", "ping", Encode(Ping{}));
+  Write("request", "bad-stdin", Encode(Start{kKey, {}, {"cat"}, {}, "", "", 2}));
+  Write("request", "bad-directory", Encode(Start{kKey, {}, {"pwd"}, {}, std::string("/\0", 2), ""}));
   Write("request", "signal", Encode(Signal{kKey, 15}));
   Write("request", "signal-64", Encode(Signal{kLongest, 64}));
   Write("request", "kill", Encode(Kill{kKey}));
@@ -55,6 +59,7 @@ void WriteDispatch() {
   const auto start = [](const char* command, uint64_t id) { return Encode(Start{{"alice", id}, {}, {command}, {}}); };
   const std::string hello = Encode(Hello{}), kill = Encode(Kill{kKey}), usage = Encode(UsageRequest{kKey});
   const std::string signal = Encode(Signal{kKey, 15}), forget = Encode(Forget{kKey});
+  Write("dispatch", "stdin", Row({hello, Encode(Start{kKey, {}, {"run"}, {}, "", "", 1}), Encode(Ping{}), usage}));
   Write("dispatch", "runs", Row({hello, start("run", 7), usage, signal, kill, usage}));
   Write("dispatch", "ends",
         Row({hello, start("end", 7), usage, usage, usage, usage, signal, kill, forget, start("end", 7)}));
@@ -73,18 +78,19 @@ void WriteDispatch() {
 void WriteReplies() {
   const Limits limits{500, 4096, 10, 1, 2, 3, kUnlimited};
   Write("reply", "welcome", Encode(Welcome{kProtocolVersion, kAllControllers, UINT32_MAX}));
-  Write("reply", "job", Encode(Job{kLongest, limits, kIo}));
-  Write("reply", "started", Encode(Started{kKey, limits, 0}));
+  Write("reply", "job", Encode(Job{kLongest, limits, kIo, 0, 1}));
+  Write("reply", "started", Encode(Started{kKey, limits, 0, 1, UINT64_MAX}));
+  Write("reply", "pong", Encode(Pong{}));
   for (const Stage stage : {Stage::kUser, Stage::kClone, Stage::kExec}) {
     Write("reply", "failed-" + std::to_string(static_cast<int>(stage)),
           Encode(Failed{kKey, RequestType::kStart, stage, 2}));
   }
   Write("reply", "failed-kill", Encode(Failed{kKey, RequestType::kKill, Stage::kKill, 3}));
-  Write("reply", "exited", Encode(Exited{kKey, EndCause::kExited, 3, 0, OomLevel::kNone, 0, 0, {1, 2, 3, 4, 5, 6}}));
-  Write("reply", "exited-oom", Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, {}}));
+  Write("reply", "exited", Encode(Exited{kKey, EndCause::kExited, 3, 0, OomLevel::kNone, 0, 0, 7, {1, 2, 3, 4, 5, 6}}));
+  Write("reply", "exited-oom", Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {}}));
   Write("reply", "usage", Encode(UsageIs{kKey, {1, 2, 3, 4, 5, UINT64_MAX}}));
   Write("reply", "bad-stage", Encode(Failed{kKey, RequestType::kStart, Stage{14}, 2}));
-  Write("reply", "bad-cause", Encode(Exited{kKey, EndCause{2}, 3, 0, OomLevel::kNone, 0, 0, {}}));
+  Write("reply", "bad-cause", Encode(Exited{kKey, EndCause{3}, 3, 0, OomLevel::kNone, 0, 0, 0, {}}));
   Write("reply", "bad-tail", Encode(UsageIs{kKey, {}}) + "x");
 }
 
@@ -105,6 +111,7 @@ void WriteSessions() {
   Write("sessions", "quick-forget-again", {0, 0, 0, 1, 3, 1, 3, 1, 4, 0, 0, 0, 1});
   Write("sessions", "slow-usage-signal", {0, 0, 4, 2, 3, 4, 1, 4, 9, 3, 4, 4, 4});
   Write("sessions", "exec-fails", {0, 0, 1, 3, 3, 2, 0, 1, 0, 2, 1});
+  Write("sessions", "stdin-ping", {0, 0, 0, 32, 6, 0, 2, 0});
   Write("sessions", "no-clone", {0, 0, 2, 4, 0, 2, 0, 2, 2});
   Write("sessions", "leftovers", {0, 0, 0, 64, 2, 0, 3, 0, 4, 0});
   Write("sessions", "unknown-user", {0, 0, 3, 0, 2, 3});

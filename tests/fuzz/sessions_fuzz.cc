@@ -125,9 +125,9 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   int ends[2];
   Hold(pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0, "pipe");
   job.status.Reset(ends[1]);
-  Child child{UniqueFd(eventfd(0, EFD_CLOEXEC)), std::make_shared<const Output>(), UniqueFd(ends[0])};
-  child.output =
-      std::make_shared<const Output>(Output{UniqueFd(eventfd(0, EFD_CLOEXEC)), UniqueFd(eventfd(0, EFD_CLOEXEC))});
+  Child child{UniqueFd(eventfd(0, EFD_CLOEXEC)), std::make_shared<JobDescriptors>(), UniqueFd(ends[0])};
+  const size_t count = start.want_stdin != 0 ? kMaxDescriptors : kStdin;
+  for (size_t i = 0; i < count; ++i) (*child.descriptors)[i] = UniqueFd(eventfd(0, EFD_CLOEXEC));
   job.pidfd.Reset(dup(child.pidfd.Get()));
   job.broker_pidfd = child.pidfd.Get();
   job.born = job.alive = true;
@@ -204,6 +204,7 @@ class Input {
 Start StartFrom(const JobKey& key, Input& input) {
   const uint8_t how = input.Byte();
   Start start{key, {}, {std::string(1, "rqsfpr"[how % 6])}, {}};
+  start.want_stdin = how >> 5 & 1;
   if ((how & 64) != 0) start.argv.emplace_back("leaves something behind");
   if ((how & 128) != 0) start.limits[input.Byte() % kLimitCount] = uint64_t{1} << (input.Byte() % 64);
   return start;
@@ -220,16 +221,16 @@ std::string RequestFrom(Input& input) {
     case 3: return Encode(UsageRequest{key});
     case 4: return Encode(Forget{key});
     case 5: return Encode(Hello{input.Byte() < 250 ? kProtocolVersion : 0});
-    case 6: return Encode(StartFrom(key, input));
+    case 6: return Encode(Ping{});
     default: return input.Bytes(whose);
   }
 }
 
-// One datagram, without the descriptors that came with it; nothing when there is none left.
-std::string NextDatagram(int socket) {
+// One datagram, and how many descriptors came with it; nothing when there is none left.
+std::string NextDatagram(int socket, size_t& count) {
   std::string bytes(kMaxMessageBytes, '\0');
   iovec body{bytes.data(), bytes.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(kOutputDescriptors * sizeof(int))];
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
   msghdr header{};
   header.msg_iov = &body;
   header.msg_iovlen = 1;
@@ -237,12 +238,13 @@ std::string NextDatagram(int socket) {
   header.msg_controllen = sizeof(control);
   const ssize_t size = recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   const cmsghdr* rights = size > 0 ? CMSG_FIRSTHDR(&header) : nullptr;
-  if (rights != nullptr) {
-    int numbers[kOutputDescriptors];
-    Hold(rights->cmsg_len == CMSG_LEN(sizeof(numbers)), "a reply has another number of descriptors");
-    memcpy(numbers, CMSG_DATA(rights), sizeof(numbers));
-    for (const int number : numbers) UniqueFd(number).Reset();
+  count = rights == nullptr ? 0 : (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+  for (size_t i = 0; i < count; ++i) {
+    int number = -1;
+    memcpy(&number, CMSG_DATA(rights) + i * sizeof(int), sizeof(number));
+    UniqueFd(number).Reset();
   }
+  Hold((header.msg_flags & MSG_CTRUNC) == 0, "a reply has more descriptors than a job");
   bytes.resize(size > 0 ? static_cast<size_t>(size) : 0);
   return bytes;
 }
@@ -250,9 +252,12 @@ std::string NextDatagram(int socket) {
 // Every reply is one, and every job's replies come in the order of its life.
 void CheckReplies(int socket) {
   std::set<JobKey> running;
-  for (std::string bytes; !(bytes = NextDatagram(socket)).empty();) {
+  size_t count = 0;
+  for (std::string bytes; !(bytes = NextDatagram(socket, count)).empty();) {
     const std::optional<Reply> reply = Decode<Reply>(bytes);
     Hold(reply.has_value(), "a reply is malformed");
+    Hold(count == std::visit([](const auto& message) { return DescriptorsOf(message); }, *reply),
+         "a reply has another number of descriptors");
     if (const auto* started = std::get_if<Started>(&*reply)) {
       Hold(running.insert(started->key).second, "a job starts twice");
     } else if (const auto* exited = std::get_if<Exited>(&*reply)) {

@@ -19,8 +19,8 @@ size_t OpenDescriptors() {
 
 class RecordingEvents : public BrokerEvents {
  public:
-  void OnJob(const Job& job, OutputPipes pipes) override { Record("job", job.key, std::move(pipes)); }
-  void OnStarted(const Started& started, OutputPipes pipes) override {
+  void OnJob(const Job& job, JobDescriptors pipes) override { Record("job", job.key, std::move(pipes)); }
+  void OnStarted(const Started& started, JobDescriptors pipes) override {
     Record("started", started.key, std::move(pipes));
   }
   void OnFailed(const Failed& failed) override { Record("failed", failed.key, {}); }
@@ -28,10 +28,10 @@ class RecordingEvents : public BrokerEvents {
   void OnUsage(const UsageIs& usage) override { Record("usage", usage.key, {}); }
   void OnBrokerGone(const std::string&) override { log += "gone "; }
   std::string log;
-  OutputPipes last;
+  JobDescriptors last;
 
  private:
-  void Record(const char* what, const JobKey& key, OutputPipes pipes) {
+  void Record(const char* what, const JobKey& key, JobDescriptors pipes) {
     log += what + std::to_string(key.id) + " ";
     last = std::move(pipes);
   }
@@ -50,6 +50,13 @@ class BrokerClientTest : public testing::Test {
     return events_.log;
   }
 
+  // Pipes, and something in the places of the journal and, if asked for, of the stdin.
+  [[nodiscard]] std::vector<int> With(size_t count = kStdin) const {
+    std::vector<int> numbers(count, out_.read.Get());
+    numbers.at(kStderr) = err_.read.Get();
+    return numbers;
+  }
+
   EventLoop loop_;
   FakeBroker broker_;
   RecordingEvents events_;
@@ -59,11 +66,11 @@ class BrokerClientTest : public testing::Test {
 
 TEST_F(BrokerClientTest, TakesInEveryReplayedJob) {
   broker_.Send(Welcome{kProtocolVersion, kIo, 2});
-  broker_.Send(Job{{"alice", 7}, {}, kIo}, {out_.read.Get(), err_.read.Get()});
+  broker_.Send(Job{{"alice", 7}, {}, kIo}, With());
   Exited exited;
   exited.key = {"alice", 7};
   broker_.Send(exited);
-  broker_.Send(Job{{"bob", 9}, {}, 0}, {out_.read.Get(), err_.read.Get()});
+  broker_.Send(Job{{"bob", 9}, {}, 0}, With());
   const auto welcome = client_.Greet();
   ASSERT_TRUE(welcome);
   EXPECT_EQ(welcome->missing, kIo);
@@ -112,7 +119,7 @@ TEST_F(BrokerClientTest, WhatTheSocketDoesNotTakeWaitsInOrder) {
 
 TEST_F(BrokerClientTest, HandsOverTheDescriptors) {
   Greet();
-  broker_.Send(Started{kKey, {}, 0}, {out_.read.Get(), err_.read.Get()});
+  broker_.Send(Started{kKey, {}, 0}, With());
   EXPECT_EQ(LogAfterOneEvent(), "started1 ");
   out_.Put("o");
   err_.Put("e");
@@ -127,7 +134,7 @@ TEST_F(BrokerClientTest, HandsOverTheDescriptors) {
 TEST_F(BrokerClientTest, ClosesWhatItDidNotExpect) {
   Greet();
   const size_t before = OpenDescriptors();
-  broker_.Send(UsageIs{kKey, {}}, {out_.read.Get()});
+  broker_.Send(UsageIs{kKey, {}}, With(2));
   EXPECT_EQ(LogAfterOneEvent(), "gone ");
   EXPECT_EQ(OpenDescriptors(), before - 1);  // its socket
 }
@@ -135,9 +142,27 @@ TEST_F(BrokerClientTest, ClosesWhatItDidNotExpect) {
 TEST_F(BrokerClientTest, TooFewDescriptorsAreAViolation) {
   Greet();
   const size_t before = OpenDescriptors();
-  broker_.Send(Started{kKey, {}, 0}, {out_.read.Get()});
+  broker_.Send(Started{kKey, {}, 0}, With(kStdin - 1));
   EXPECT_EQ(LogAfterOneEvent(), "gone ");
   EXPECT_EQ(OpenDescriptors(), before - 1);
+}
+
+TEST_F(BrokerClientTest, AStdinComesWithAJobThatSaysSoAndOnlyWithIt) {
+  Greet();
+  broker_.Send(Started{kKey, {}, 0, 1}, With(kMaxDescriptors));
+  EXPECT_EQ(LogAfterOneEvent(), "started1 ");
+  EXPECT_TRUE(events_.last.at(kStdin).IsOpen());
+  broker_.Send(Started{kKey, {}, 0, 0}, With());
+  EXPECT_EQ(LogAfterOneEvent(), "started1 started1 ");
+  EXPECT_FALSE(events_.last.at(kStdin).IsOpen());
+  broker_.Send(Started{kKey, {}, 0, 0}, With(kMaxDescriptors));
+  EXPECT_EQ(LogAfterOneEvent(), "started1 started1 gone ");
+}
+
+TEST_F(BrokerClientTest, AJobThatSaysItHasAStdinWithoutOneIsAViolation) {
+  Greet();
+  broker_.Send(Started{kKey, {}, 0, 1}, With());
+  EXPECT_EQ(LogAfterOneEvent(), "gone ");
 }
 
 TEST_F(BrokerClientTest, JunkIsAViolation) {
@@ -155,8 +180,8 @@ TEST_F(BrokerClientTest, ASecondWelcomeIsAViolation) {
 // EMFILE here is one job's misfortune: the message arrives without its descriptors.
 TEST_F(BrokerClientTest, LostDescriptorsCostTheOneJob) {
   Greet();
-  broker_.Send(Started{kKey, {}, 0}, {out_.read.Get(), err_.read.Get()});
-  broker_.Send(Started{{"alice", 2}, {}, 0}, {out_.read.Get(), err_.read.Get()});
+  broker_.Send(Started{kKey, {}, 0}, With());
+  broker_.Send(Started{{"alice", 2}, {}, 0}, With());
   rlimit old{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &old), 0);
   const UniqueFd highest(dup(0));

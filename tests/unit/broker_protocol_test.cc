@@ -11,22 +11,26 @@ const JobKey kKey{"alice", 7};
 
 std::string Text(size_t size) { return std::string(size, 'x'); }
 
-Start ValidStart() { return Start{kKey, {1, 2, 3, 4, 5, 6, 7}, {"ls", "-l"}, {"A=1", "B="}}; }
+Start ValidStart() {
+  return Start{kKey, {1, 2, 3, 4, 5, 6, 7}, {"ls", "-l"}, {"A=1", "B="}, "/home", std::string("n\0t", 3), 1};
+}
 
 // One valid message of each type.
 const std::vector<std::string>& Requests() {
-  static const std::vector<std::string> all{Encode(Hello{}),    Encode(ValidStart()),       Encode(Signal{kKey, 15}),
-                                            Encode(Kill{kKey}), Encode(UsageRequest{kKey}), Encode(Forget{kKey})};
+  static const std::vector<std::string> all{Encode(Hello{}),          Encode(Ping{}),     Encode(ValidStart()),
+                                            Encode(Signal{kKey, 15}), Encode(Kill{kKey}), Encode(UsageRequest{kKey}),
+                                            Encode(Forget{kKey})};
   return all;
 }
 
 const std::vector<std::string>& Replies() {
   static const std::vector<std::string> all{
       Encode(Welcome{kProtocolVersion, kCpu | kPids, 3}),
-      Encode(Job{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, kIo}),
-      Encode(Started{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, kIo}),
+      Encode(Pong{}),
+      Encode(Job{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, kIo, 0, 7}),
+      Encode(Started{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, kIo, 1, UINT64_MAX}),
       Encode(Failed{kKey, RequestType::kStart, Stage::kExec, 2}),
-      Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, {1, 2, 3, 4, 5, 6}}),
+      Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {1, 2, 3, 4, 5, 6}}),
       Encode(UsageIs{kKey, {1, 2, 3, 4, 5, 6}})};
   return all;
 }
@@ -41,7 +45,7 @@ bool Accepts(const std::string& datagram) { return Decode<Request>(datagram).has
 bool AcceptsReply(const std::string& datagram) { return Decode<Reply>(datagram).has_value(); }
 
 TEST(BrokerProtocol, EveryMessageComesBackByteForByte) {
-  ASSERT_EQ(Requests().size(), kRequestTypes);
+  ASSERT_EQ(Requests().size(), std::variant_size_v<Request>);
   ASSERT_EQ(Replies().size(), std::variant_size_v<Reply>);
   for (size_t i = 0; i < Requests().size(); ++i) {
     EXPECT_EQ(Again<Request>(Requests()[i]), Requests()[i]) << i;
@@ -54,21 +58,29 @@ TEST(BrokerProtocol, EveryMessageComesBackByteForByte) {
 }
 
 // The form on the wire. When one of these changes, so must kProtocolVersion.
-TEST(BrokerProtocol, TheBytesOfVersionOne) {
-  EXPECT_EQ(kProtocolVersion, 1U);
+TEST(BrokerProtocol, TheBytesOfVersionTwo) {
+  EXPECT_EQ(kProtocolVersion, 2U);
   const std::string key("\5\0\0\0alice\7\0\0\0\0\0\0\0", 17);
-  EXPECT_EQ(Encode(Hello{}), std::string("\0\1\0\0\0", 5));
-  EXPECT_EQ(Encode(Signal{kKey, 15}), "\2" + key + "\17");
-  EXPECT_EQ(Encode(Kill{kKey}), "\3" + key);
-  EXPECT_EQ(Encode(UsageRequest{kKey}), "\4" + key);
-  EXPECT_EQ(Encode(Forget{kKey}), "\5" + key);
+  EXPECT_EQ(Encode(Hello{}), std::string("\0\2\0\0\0", 5));
+  EXPECT_EQ(Encode(Ping{}), "\1");
+  EXPECT_EQ(Encode(Pong{}), "\x41");
+  EXPECT_EQ(Encode(Signal{kKey, 15}), "\3" + key + "\17");
+  EXPECT_EQ(Encode(Kill{kKey}), "\4" + key);
+  EXPECT_EQ(Encode(UsageRequest{kKey}), "\5" + key);
+  EXPECT_EQ(Encode(Forget{kKey}), "\6" + key);
   const std::string one_to_seven(
       "\1\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0\4\0\0\0\0\0\0\0\5\0\0\0\0\0\0\0\6\0\0\0\0\0\0\0\7\0\0\0\0\0\0"
       "\0",
       56);
   const std::string words("\2\0\0\0\2\0\0\0ls\2\0\0\0-l\2\0\0\0\3\0\0\0A=1\2\0\0\0B=", 33);
-  EXPECT_EQ(Encode(ValidStart()), "\1" + key + one_to_seven + words);
-  EXPECT_EQ(Encode(Failed{kKey, RequestType::kKill, Stage::kKill, 3}), "\x43" + key + std::string("\3\10\3\0\0\0", 6));
+  const std::string directory_and_note("\5\0\0\0/home\3\0\0\0n\0t", 16);
+  EXPECT_EQ(Encode(ValidStart()), "\2" + key + one_to_seven + "\1" + words + directory_and_note);
+  const std::string job = key + one_to_seven + std::string("\2\1\11\0\0\0\0\0\0\0", 10);
+  EXPECT_EQ(Encode(Job{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9}), "\x42" + job);
+  EXPECT_EQ(Encode(Started{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9}), "\x43" + job);
+  EXPECT_EQ(Encode(Failed{kKey, RequestType::kKill, Stage::kKill, 3}), "\x44" + key + std::string("\4\10\3\0\0\0", 6));
+  EXPECT_EQ(Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {}}),
+            "\x45" + key + std::string("\1\11\1\2\2\0\0\0\3\0\0\0\4\0\0\0\0\0\0\0", 20) + std::string(48, '\0'));
 }
 
 template <class Variant>
@@ -97,15 +109,15 @@ TEST(BrokerProtocol, OneByteTooManyIsRefused) {
 TEST(BrokerProtocol, EveryUnknownTypeIsRefused) {
   for (int type = 0; type < 256; ++type) {
     for (std::string message : Requests()) {
-      const bool same_body = message[0] == type || (message[0] >= 3 && type >= 3 && type < 6);
+      const bool same_body = message[0] == type || (message[0] >= 4 && type >= 4 && type < 7);
       message[0] = static_cast<char>(type);
       EXPECT_EQ(Accepts(message), same_body) << type;
-      EXPECT_EQ(AcceptsReply(message), false) << type;
+      EXPECT_EQ(AcceptsReply(message), message.size() == 1 && type == 65) << type;  // a Pong
     }
     for (std::string message : Replies()) {
       message[0] = static_cast<char>(type);
-      EXPECT_EQ(Accepts(message), false) << type;
-      EXPECT_TRUE(type >= 64 && type < 70 ? true : !AcceptsReply(message)) << type;
+      EXPECT_EQ(Accepts(message), message.size() == 1 && type == 1) << type;  // a Ping
+      EXPECT_TRUE(type >= 64 && type < 71 ? true : !AcceptsReply(message)) << type;
     }
   }
 }
@@ -184,8 +196,43 @@ TEST(BrokerProtocol, TheEnvironmentAtItsBoundsAndPastThem) {
   EXPECT_FALSE(AcceptsStart({"x"}, {std::string("A\0=", 3)}));
 }
 
+TEST(BrokerProtocol, TheDirectoryAndTheNoteAtTheirBoundsAndPastThem) {
+  const auto accepts = [](const std::string& directory, const std::string& note) {
+    return Accepts(Encode(Start{kKey, {}, {"x"}, {}, directory, note}));
+  };
+  EXPECT_TRUE(accepts("", ""));
+  EXPECT_TRUE(accepts(Text(kMaxDirectoryBytes), Text(kMaxNoteBytes)));
+  EXPECT_FALSE(accepts(Text(kMaxDirectoryBytes + 1), ""));
+  EXPECT_FALSE(accepts("", Text(kMaxNoteBytes + 1)));
+  EXPECT_TRUE(accepts("", std::string(kMaxNoteBytes, '\0')));
+  EXPECT_FALSE(accepts("", std::string(kMaxNoteBytes + 1, '\0')));
+  EXPECT_FALSE(accepts(std::string("/a\0b", 4), ""));
+  EXPECT_FALSE(accepts(std::string("\0", 1), ""));
+}
+
+TEST(BrokerProtocol, AYesOrNoIsOneOrZero) {
+  for (int i = 0; i < 256; ++i) {
+    const auto value = static_cast<uint8_t>(i);
+    EXPECT_EQ(Accepts(Encode(Start{kKey, {}, {"x"}, {}, "", "", value})), i <= 1) << i;
+    EXPECT_EQ(AcceptsReply(Encode(Job{kKey, {}, 0, value})), i <= 1) << i;
+    EXPECT_EQ(AcceptsReply(Encode(Started{kKey, {}, 0, value})), i <= 1) << i;
+  }
+}
+
+TEST(BrokerProtocol, HowManyDescriptorsComeWithEachReply) {
+  EXPECT_EQ(DescriptorsOf(Job{kKey, {}, 0, 0}), 4U);
+  EXPECT_EQ(DescriptorsOf(Job{kKey, {}, 0, 1}), 5U);
+  EXPECT_EQ(DescriptorsOf(Started{kKey, {}, 0, 0}), 4U);
+  EXPECT_EQ(DescriptorsOf(Started{kKey, {}, 0, 1}), 5U);
+  EXPECT_EQ(DescriptorsOf(Welcome{}), 0U);
+  EXPECT_EQ(DescriptorsOf(Pong{}), 0U);
+  EXPECT_EQ(DescriptorsOf(Failed{}), 0U);
+  EXPECT_EQ(DescriptorsOf(Exited{}), 0U);
+  EXPECT_EQ(DescriptorsOf(UsageIs{}), 0U);
+}
+
 TEST(BrokerProtocol, TheLargestStartFitsInOneMessage) {
-  Start largest{{std::string(kMaxUserName, 'a'), 1}, {}, {}, {}};
+  Start largest{{std::string(kMaxUserName, 'a'), 1}, {}, {}, {}, Text(kMaxDirectoryBytes), Text(kMaxNoteBytes), 1};
   largest.argv.assign(kMaxArguments, "x");
   largest.argv.back() = Text(kMaxArgumentBytes - (kMaxArguments - 1));
   largest.env.assign(kMaxEnvironment, "A=");
@@ -197,8 +244,8 @@ TEST(BrokerProtocol, TheLargestStartFitsInOneMessage) {
 
 TEST(BrokerProtocol, LengthsAndCountsThatLieAreRefused) {
   const std::string start = Encode(ValidStart());
-  // Where the prefixes of ValidStart() stand: the user, argv and its words, env and its entries.
-  for (const size_t at : {1U, 74U, 78U, 84U, 90U, 94U, 101U}) {
+  // Where the prefixes of ValidStart() stand: the user, argv and its words, env and its entries, directory, note.
+  for (const size_t at : {1U, 75U, 79U, 85U, 91U, 95U, 102U, 108U, 117U}) {
     for (const uint32_t lie : {0U, 4U, 255U, 65536U, 0x7fffffffU, 0x80000000U, UINT32_MAX}) {
       std::string message = start;
       for (size_t i = 0; i < 4; ++i) message[at + i] = static_cast<char>(lie >> (8 * i));
@@ -210,10 +257,10 @@ TEST(BrokerProtocol, LengthsAndCountsThatLieAreRefused) {
 TEST(BrokerProtocol, EveryEnumOutOfRangeIsRefused) {
   for (int i = 0; i < 256; ++i) {
     const auto value = static_cast<uint8_t>(i);
-    EXPECT_EQ(AcceptsReply(Encode(Failed{kKey, RequestType{value}, Stage::kUser, 1})), i <= 5) << i;
+    EXPECT_EQ(AcceptsReply(Encode(Failed{kKey, RequestType{value}, Stage::kUser, 1})), i <= 6) << i;
     EXPECT_EQ(AcceptsReply(Encode(Failed{kKey, RequestType::kStart, Stage{value}, 1})), i <= 13) << i;
-    Exited exited{kKey, EndCause{value}, 0, 0, OomLevel::kNone, 0, 0, {}};
-    EXPECT_EQ(AcceptsReply(Encode(exited)), i <= 1) << i;
+    Exited exited{kKey, EndCause{value}, 0, 0, OomLevel::kNone, 0, 0, 0, {}};
+    EXPECT_EQ(AcceptsReply(Encode(exited)), i <= 2) << i;
     exited.cause = EndCause::kExited;
     exited.oom_level = OomLevel{value};
     EXPECT_EQ(AcceptsReply(Encode(exited)), i <= 2) << i;

@@ -101,6 +101,17 @@ TEST(ByteIo, NulIsRefusedWhereverItStands) {
   EXPECT_FALSE(ReadsString(Bytes({3, 0, 0, 0, 'a', 'b', 0}), 3));
 }
 
+TEST(ByteIo, BytesTakeANulAndAreBoundedToo) {
+  const std::string three = Bytes({3, 0, 0, 0, 0, 'b', 0});
+  for (const size_t max : {2U, 3U}) {
+    ByteReader reader(three);
+    std::string bytes;
+    reader.Bytes(bytes, max);
+    EXPECT_EQ(reader.Finish(), max == 3);
+    EXPECT_EQ(bytes, max == 3 ? three.substr(4) : "");
+  }
+}
+
 bool ReadsStrings(const std::vector<std::string>& values, size_t max_count, size_t max_total) {
   ByteWriter writer;
   writer.Strings(values, max_count, max_total);

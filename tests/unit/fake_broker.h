@@ -37,10 +37,10 @@ class FakeBroker {
   }
 
   template <class T>
-  void Send(const T& reply, std::initializer_list<int> descriptors = {}) {
+  void Send(const T& reply, const std::vector<int>& descriptors = {}) {
     SendRaw(Encode(reply), descriptors);
   }
-  void SendRaw(std::string_view message, std::initializer_list<int> descriptors = {}) {
+  void SendRaw(std::string_view message, const std::vector<int>& descriptors = {}) {
     EXPECT_EQ(SendMessage(socket_.Get(), message, descriptors), 0);
   }
   void Hang() { socket_.Reset(); }

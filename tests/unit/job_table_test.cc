@@ -35,7 +35,8 @@ class JobTableTest : public testing::Test {
     table_.StartJob(user, {"echo"}, {}, [this](const JobTable::StartResult& result) { result_ = result; });
   }
   void AnswerStarted(const JobKey& key) {
-    broker_.Send(Started{key, {}, kIo}, {out_.read.Get(), err_.read.Get()});
+    const int out = out_.read.Get(), err = err_.read.Get();
+    broker_.Send(Started{key, {}, kIo}, {out, err, out, err});
     RunUntil([this] { return result_.has_value(); });
   }
   JobTable::View StartRunning(const std::string& user) {

@@ -84,20 +84,20 @@ TEST_F(MessageSocket, SendingToAPeerThatDoesNotReadDoesNotBlock) {
 TEST_F(MessageSocket, DescriptorsAreAViolationAndAreNotInstalled) {
   const size_t before = OpenDescriptors();
   for (const std::initializer_list<int>& descriptors : {std::initializer_list<int>{0}, {0, 1}}) {
-    ASSERT_TRUE(SendMessage(a_.Get(), "x", descriptors) == 0);
+    ASSERT_TRUE(SendMessage(a_.Get(), "x", std::span(descriptors.begin(), descriptors.size())) == 0);
     EXPECT_EQ(ReceiveAtB(), Receive::kViolation);
   }
   EXPECT_EQ(OpenDescriptors(), before);
 }
 
-TEST_F(MessageSocket, BothDescriptorsArriveInOrder) {
+TEST_F(MessageSocket, DescriptorsArriveInOrder) {
   int ends[2];
   ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
   const UniqueFd read_end(ends[0]), write_end(ends[1]);
-  ASSERT_TRUE(SendMessage(a_.Get(), "x", {read_end.Get(), write_end.Get()}) == 0);
+  ASSERT_TRUE(SendMessage(a_.Get(), "x", std::array{read_end.Get(), write_end.Get()}) == 0);
   char body[2];
   iovec part{body, sizeof(body)};
-  alignas(cmsghdr) char control[CMSG_SPACE(kOutputDescriptors * sizeof(int))];
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
   msghdr header{};
   header.msg_iov = &part;
   header.msg_iovlen = 1;
@@ -113,6 +113,14 @@ TEST_F(MessageSocket, BothDescriptorsArriveInOrder) {
   EXPECT_EQ(write(got_write.Get(), "y", 1), 1);
   EXPECT_EQ(read(got_read.Get(), body, 1), 1);
   EXPECT_EQ(body[0], 'y');
+}
+
+TEST_F(MessageSocket, AsManyDescriptorsAsAJobHasPassAndOneMoreIsRefused) {
+  const std::vector<int> most(kMaxDescriptors, 0), more(kMaxDescriptors + 1, 0);
+  EXPECT_EQ(SendMessage(a_.Get(), "x", more), EINVAL);
+  EXPECT_EQ(ReceiveAtB(), Receive::kNothingYet);
+  EXPECT_EQ(SendMessage(a_.Get(), "x", most), 0);
+  EXPECT_EQ(ReceiveAtB(), Receive::kViolation);
 }
 
 }  // namespace
