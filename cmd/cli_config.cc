@@ -10,6 +10,7 @@
 
 #include "cmd/cli_text.h"
 #include "common/broker_protocol.h"
+#include "daemon/because.h"
 
 namespace jobworker {
 namespace {
@@ -48,8 +49,8 @@ std::pair<std::string, std::string> SplitServer(std::string_view text) {
   return {std::string(text.substr(0, colon)), std::string(text.substr(colon))};
 }
 
-Error FileError(const fs::path& path, const toml::source_region& where, std::string_view what) {
-  return {EINVAL, fmt::format("{}:{}: {}", path.native(), where.begin.line, what)};
+tl::unexpected<std::string> FileError(const fs::path& path, const toml::source_region& where, std::string_view what) {
+  return Because(fmt::format("{}:{}: {}", path.native(), where.begin.line, what));
 }
 
 // Puts one key into `config`; the words for what is wrong with it, or nothing.
@@ -98,22 +99,22 @@ std::string Server::Name() const {
   return host.find(':') == std::string::npos ? fmt::format("{}:{}", host, port) : fmt::format("[{}]:{}", host, port);
 }
 
-Result<Server> ParseServer(std::string_view text, uint16_t default_port) {
+tl::expected<Server, std::string> ParseServer(std::string_view text, uint16_t default_port) {
   const auto [host, port] = SplitServer(text);
   if (!IsIpv6(host) && (text.starts_with('[') || !IsHostName(host))) {
-    return Error{EINVAL, fmt::format("'{}' is not a host name or address; say HOST, HOST:PORT or [IPv6]:PORT", text)};
+    return Because(fmt::format("'{}' is not a host name or address; say HOST, HOST:PORT or [IPv6]:PORT", text));
   }
   if (port.empty()) return Server{host, default_port};
   const auto number = port[0] == ':' ? ParsePort(std::string_view(port).substr(1)) : std::nullopt;
-  if (!number) return Error{EINVAL, fmt::format("in '{}' the port must be a number from 1 to 65535", text)};
+  if (!number) return Because(fmt::format("in '{}' the port must be a number from 1 to 65535", text));
   return Server{host, *number};
 }
 
-Result<ConfigFile> ReadConfigFile(const fs::path& path) {
+tl::expected<ConfigFile, std::string> ReadConfigFile(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) {
     if (!error) return ConfigFile{};
-    return Error{error.value(), fmt::format("{} cannot be read: {}", path.native(), error.message())};
+    return Because(fmt::format("{} cannot be read: {}", path.native(), error.message()));
   }
   const toml::parse_result parsed = toml::parse_file(path.native());
   if (!parsed) return FileError(path, parsed.error().source(), parsed.error().description());
@@ -134,28 +135,29 @@ fs::path UserConfigDirectory(const Environment& environment) {
   return home ? fs::path(*home) / ".config" / "jobworker" : fs::path();
 }
 
-Result<Settings> FindSettings(const Options& options, const Environment& environment, const fs::path& machine_file) {
+tl::expected<Settings, std::string> FindSettings(const Options& options, const Environment& environment,
+                                                 const fs::path& machine_file) {
   const fs::path directory = UserConfigDirectory(environment);
-  const Result<ConfigFile> user = directory.empty() ? ConfigFile{} : ReadConfigFile(directory / "config.toml");
-  if (!user.Ok()) return user.error();
-  const Result<ConfigFile> machine = ReadConfigFile(machine_file);
-  if (!machine.Ok()) return machine.error();
+  const auto user = directory.empty() ? ConfigFile{} : ReadConfigFile(directory / "config.toml");
+  if (!user) return Because(user.error());
+  const auto machine = ReadConfigFile(machine_file);
+  if (!machine) return Because(machine.error());
   const ConfigFile& mine = user.value();
   const ConfigFile& ours = machine.value();
 
   const Setting host = FirstOf({options.host, Variable(environment, "JOBWORKER_HOST"), mine.host, ours.host});
   const uint16_t port = mine.port.value_or(ours.port.value_or(kDefaultPort));
-  const Result<Server> server = ParseServer(host.value_or("localhost"), port);
-  if (!server.Ok()) return server.error();
+  const auto server = ParseServer(host.value_or("localhost"), port);
+  if (!server) return Because(server.error());
   const Setting profile =
       FirstOf({options.profile, Variable(environment, "JOBWORKER_PROFILE"), mine.profile, ours.profile});
   Settings settings{server.value(), profile.value_or("alice"), std::nullopt, FlagsToRepeat(options)};
   // The profile becomes part of a file's name.
   if (!IsUserName(settings.profile)) {
-    return Error{EINVAL,
-                 fmt::format("'{}' cannot be a profile: one is 1 to 32 characters of a-z, 0-9, _ and -, the first "
-                             "a letter or _",
-                             settings.profile)};
+    return Because(
+        fmt::format("'{}' cannot be a profile: one is 1 to 32 characters of a-z, 0-9, _ and -, the first "
+                    "a letter or _",
+                    settings.profile));
   }
   const Setting certs = FirstOf({options.certs, Variable(environment, "JOBWORKER_CERTS"), mine.certs, ours.certs});
   if (certs) settings.certs = *certs;

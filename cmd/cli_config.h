@@ -7,9 +7,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tl/expected.hpp>
 
 #include "cmd/cli_options.h"
-#include "cmd/result.h"
 
 namespace jobworker {
 
@@ -24,8 +24,8 @@ struct Server {
   bool operator==(const Server&) const = default;
 };
 
-// HOST, HOST:PORT, ADDRESS, [IPv6], [IPv6]:PORT. error().what is a sentence that repeats `text`.
-Result<Server> ParseServer(std::string_view text, uint16_t default_port);
+// HOST, HOST:PORT, ADDRESS, [IPv6], [IPv6]:PORT. error() is a sentence that repeats `text`.
+tl::expected<Server, std::string> ParseServer(std::string_view text, uint16_t default_port);
 
 struct ConfigFile {
   std::optional<std::string> host;
@@ -34,8 +34,8 @@ struct ConfigFile {
   std::optional<std::string> certs;  // absolute; a relative one is taken from the file's own directory
 };
 
-// A file that is not there is an empty one. error().what names the file, and the line where there is one.
-Result<ConfigFile> ReadConfigFile(const std::filesystem::path& path);
+// A file that is not there is an empty one. error() names the file, and the line where there is one.
+tl::expected<ConfigFile, std::string> ReadConfigFile(const std::filesystem::path& path);
 
 struct Settings {
   Server server;
@@ -50,7 +50,7 @@ using Environment = std::function<const char*(const char*)>;
 // $XDG_CONFIG_HOME/jobworker or ~/.config/jobworker; empty without a home.
 std::filesystem::path UserConfigDirectory(const Environment& environment);
 
-Result<Settings> FindSettings(const Options& options, const Environment& environment,
-                              const std::filesystem::path& machine_file);
+tl::expected<Settings, std::string> FindSettings(const Options& options, const Environment& environment,
+                                                 const std::filesystem::path& machine_file);
 
 }  // namespace jobworker

@@ -4,6 +4,8 @@
 
 #include <optional>
 
+#include "daemon/because.h"
+
 namespace jobworker {
 namespace {
 
@@ -17,13 +19,13 @@ std::optional<fs::path> FirstWith(const std::string& name, const std::vector<fs:
   return std::nullopt;
 }
 
-Error NotFound(const std::string& name, const std::vector<fs::path>& places) {
+std::string NotFound(const std::string& name, const std::vector<fs::path>& places) {
   std::string tried;
   for (const fs::path& place : places) tried += (tried.empty() ? "" : ", ") + place.native();
-  return {ENOENT,
-          fmt::format("there is no {} in {}; name the profile with -u and the directory of its certificates with "
-                      "--certs, or make some with scripts/make-certs",
-                      name, tried)};
+  return fmt::format(
+      "there is no {} in {}; name the profile with -u and the directory of its certificates with "
+      "--certs, or make some with scripts/make-certs",
+      name, tried);
 }
 
 }  // namespace
@@ -42,18 +44,18 @@ std::vector<fs::path> CertificatePlaces(const fs::path& user_config, const fs::p
   return places;
 }
 
-Result<Identity> LoadIdentity(const Settings& settings, const std::vector<fs::path>& places) {
+tl::expected<Identity, std::string> LoadIdentity(const Settings& settings, const std::vector<fs::path>& places) {
   const auto searched = settings.certs ? std::vector<fs::path>{*settings.certs} : places;
   const std::string name = settings.profile + ".pem";
   const auto directory = FirstWith(name, searched);
-  if (!directory) return NotFound(name, searched);
+  if (!directory) return Because(NotFound(name, searched));
   auto files = LoadTlsFiles(directory->native(), settings.profile);
-  if (!files) return Error{EINVAL, files.error()};
+  if (!files) return Because(files.error());
   Identity identity{*directory, settings.profile, std::move(*files)};
   const std::string problem = ValidityProblem(identity.files.certificate);
   if (problem.empty()) return identity;
-  return Error{EINVAL, fmt::format("the certificate {} cannot be used: {}; ask for a new one, or look at the clock",
-                                   identity.CertificateFile(), problem)};
+  return Because(fmt::format("the certificate {} cannot be used: {}; ask for a new one, or look at the clock",
+                             identity.CertificateFile(), problem));
 }
 
 }  // namespace jobworker

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "cmd/cli_config.h"
-#include "cmd/result.h"
 #include "daemon/tls.h"
 
 namespace jobworker {
@@ -25,7 +24,8 @@ std::vector<std::filesystem::path> CertificatePlaces(const std::filesystem::path
 
 // Reads ca.pem, PROFILE.pem and PROFILE-key.pem from settings.certs alone when it is set, otherwise from the first of
 // `places` that has PROFILE.pem. Refuses a key that others can read (unless it is a published one) and a certificate
-// whose time has passed or not come. error().what says what to do about it.
-Result<Identity> LoadIdentity(const Settings& settings, const std::vector<std::filesystem::path>& places);
+// whose time has passed or not come. error() says what to do about it.
+tl::expected<Identity, std::string> LoadIdentity(const Settings& settings,
+                                                 const std::vector<std::filesystem::path>& places);
 
 }  // namespace jobworker

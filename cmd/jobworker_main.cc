@@ -27,13 +27,13 @@ int Main(int argc, const char* const* argv) {
 
   const Environment environment = [](const char* name) { return secure_getenv(name); };
   const auto settings = FindSettings(*parsed.options, environment, "/etc/jobworker/client.toml");
-  if (!settings.Ok()) return Fail(settings.error().what);
+  if (!settings) return Fail(settings.error());
 
   std::error_code error;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
   const auto places = CertificatePlaces(UserConfigDirectory(environment), program);
   const auto identity = LoadIdentity(settings.value(), places);
-  if (!identity.Ok()) return Fail(identity.error().what);
+  if (!identity) return Fail(identity.error());
 
   PrepareGrpc();
   return RunVerb(*parsed.options, settings.value(), identity.value());

@@ -63,7 +63,7 @@ TEST_F(Cgroup, WritesEachLimitInTheKernelsWords) {
   WriteAllLimitFiles();
   const Result<Limits> applied =
       Try(ApplyLimits, fd_.Get(), Limits{500, 4096, 10, 1, 2, 3, kUnlimited}, uint8_t{0}, makedev(8, 16));
-  ASSERT_TRUE(applied.Ok()) << applied.error().what;
+  ASSERT_TRUE(applied.has_value()) << applied.error().what;
   EXPECT_EQ(Read("cpu.max"), "100000 200000");
   EXPECT_EQ(Read("memory.max"), "4096");
   EXPECT_EQ(Read("memory.swap.max"), "0");
@@ -77,7 +77,7 @@ TEST_F(Cgroup, LeavesOutMissingControllersAndSaysSo) {
   const Limits asked{500, 4096, 10, 1, 2, 3, 4};
   for (const uint8_t missing : {kCpu, kIo, kMemory, kPids, kAllControllers}) {
     const Result<Limits> applied = Try(ApplyLimits, fd_.Get(), asked, missing, makedev(8, 0));
-    ASSERT_TRUE(applied.Ok());
+    ASSERT_TRUE(applied.has_value());
     EXPECT_EQ(applied.value()[kCpuLimit], (missing & kCpu) != 0 ? kUnlimited : 500);
     EXPECT_EQ(applied.value()[kMemoryLimit], (missing & kMemory) != 0 ? kUnlimited : 4096);
     EXPECT_EQ(applied.value()[kPidsLimit], (missing & kPids) != 0 ? kUnlimited : 10);
@@ -90,17 +90,17 @@ TEST_F(Cgroup, ALimitThatCannotBeWrittenIsAnError) {
     Limits limits = kNoLimits;
     limits[limit] = 100;
     const Result<Limits> applied = Try(ApplyLimits, fd_.Get(), limits, uint8_t{0}, makedev(8, 0));
-    ASSERT_FALSE(applied.Ok()) << limit;
+    ASSERT_FALSE(applied.has_value()) << limit;
     EXPECT_EQ(applied.error().code, ENOENT);
   }
-  EXPECT_TRUE(Try(ApplyLimits, fd_.Get(), kNoLimits, uint8_t{0}, dev_t{0}).Ok());
+  EXPECT_TRUE(Try(ApplyLimits, fd_.Get(), kNoLimits, uint8_t{0}, dev_t{0}).has_value());
 }
 
 TEST_F(Cgroup, ACpuLimitThatWouldOverflowIsAnError) {
   WriteAllLimitFiles();
   Limits limits = kNoLimits;
   limits[kCpuLimit] = uint64_t{UINT32_MAX} + 1;
-  EXPECT_FALSE(Try(ApplyLimits, fd_.Get(), limits, uint8_t{0}, dev_t{0}).Ok());
+  EXPECT_FALSE(Try(ApplyLimits, fd_.Get(), limits, uint8_t{0}, dev_t{0}).has_value());
 }
 
 TEST_F(Cgroup, DoesNotFollowALinkToAControlFile) {
@@ -108,7 +108,7 @@ TEST_F(Cgroup, DoesNotFollowALinkToAControlFile) {
   fs::create_symlink(path_ / "elsewhere", path_ / "pids.max");
   Limits limits = kNoLimits;
   limits[kPidsLimit] = 5;
-  EXPECT_FALSE(Try(ApplyLimits, fd_.Get(), limits, uint8_t{0}, dev_t{0}).Ok());
+  EXPECT_FALSE(Try(ApplyLimits, fd_.Get(), limits, uint8_t{0}, dev_t{0}).has_value());
   EXPECT_EQ(Read("elsewhere"), "untouched");
 }
 
@@ -158,10 +158,10 @@ TEST_F(Cgroup, KillWritesOneToCgroupKill) {
 }
 
 TEST_F(Cgroup, PopulatedIsReadAgainEachTime) {
-  EXPECT_FALSE(Try(OpenEvents, fd_.Get()).Ok());
+  EXPECT_FALSE(Try(OpenEvents, fd_.Get()).has_value());
   Write("cgroup.events", "populated 1\nfrozen 0\n");
   const Result<UniqueFd> events = Try(OpenEvents, fd_.Get());
-  ASSERT_TRUE(events.Ok());
+  ASSERT_TRUE(events.has_value());
   EXPECT_TRUE(IsPopulated(events.value().Get()));
   EXPECT_TRUE(IsPopulated(events.value().Get()));
   Write("cgroup.events", "populated 0\nfrozen 0\n");
@@ -169,7 +169,7 @@ TEST_F(Cgroup, PopulatedIsReadAgainEachTime) {
 }
 
 TEST_F(Cgroup, ALeafIsMadeOnceAndNeverAdopted) {
-  ASSERT_TRUE(Try(MakeLeaf, fd_.Get(), UINT64_MAX).Ok());
+  ASSERT_TRUE(Try(MakeLeaf, fd_.Get(), UINT64_MAX).has_value());
   EXPECT_TRUE(fs::is_directory(path_ / "18446744073709551615"));
   EXPECT_EQ(Try(MakeLeaf, fd_.Get(), UINT64_MAX).error().code, EEXIST);
   EXPECT_TRUE(RemoveLeaf(fd_.Get(), UINT64_MAX));
@@ -180,13 +180,13 @@ TEST_F(Cgroup, ALeafIsMadeOnceAndNeverAdopted) {
 
 TEST_F(Cgroup, ATreeOutsideCgroupfsIsRefusedAndNotLeftBehind) {
   const Result<CgroupTree> tree = Try([](const std::string& root) { return CgroupTree(root); }, path_ / "tree");
-  ASSERT_FALSE(tree.Ok());
+  ASSERT_FALSE(tree.has_value());
   EXPECT_NE(tree.error().what.find("not on a cgroup v2 mount"), std::string::npos);
   EXPECT_FALSE(fs::exists(path_ / "tree"));
   EXPECT_EQ(Try([](const std::string& root) { return CgroupTree(root); }, path_ / "no" / "parent").error().code,
             ENOENT);
   fs::create_symlink("/sys/fs/cgroup", path_ / "link");
-  EXPECT_FALSE(Try([](const std::string& root) { return CgroupTree(root); }, path_ / "link").Ok());
+  EXPECT_FALSE(Try([](const std::string& root) { return CgroupTree(root); }, path_ / "link").has_value());
 }
 
 TEST_F(Cgroup, NoDiskLiesUnderProc) {

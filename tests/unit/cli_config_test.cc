@@ -23,7 +23,7 @@ TEST(ParseServer, Forms) {
                                               {"[::1]:7", {"::1", 7}}};
   for (const auto& [text, server] : good) {
     const auto parsed = ParseServer(text, kDefaultPort);
-    ASSERT_TRUE(parsed.Ok()) << parsed.error().what;
+    ASSERT_TRUE(parsed.has_value()) << parsed.error();
     EXPECT_EQ(parsed.value(), server) << text;
   }
   EXPECT_EQ((Server{"::1", 7}.Name()), "[::1]:7");
@@ -34,8 +34,8 @@ TEST(ParseServer, Refused) {
   for (const char* text : {"", ":1", "host:", "host:0", "host:65536", "host:-1", "host:1x", "[::1", "[::1]7",
                            "[::1]:", "[host]:1", "a/b", "unix:/x", "a b", "a%b", "::1::2", "user@host"}) {
     const auto parsed = ParseServer(text, kDefaultPort);
-    EXPECT_FALSE(parsed.Ok()) << text;
-    EXPECT_NE(parsed.error().what.find(text), std::string::npos);
+    EXPECT_FALSE(parsed.has_value()) << text;
+    EXPECT_NE(parsed.error().find(text), std::string::npos);
   }
 }
 
@@ -52,7 +52,7 @@ class CliConfig : public testing::Test {
   }
   ~CliConfig() override { fs::remove_all(directory_); }
   void Write(const fs::path& path, const std::string& text) { std::ofstream(path) << text; }
-  Result<Settings> Find(const Options& options = {}) {
+  tl::expected<Settings, std::string> Find(const Options& options = {}) {
     return FindSettings(
         options, [this](const char* name) { return variables_.contains(name) ? variables_[name].c_str() : nullptr; },
         machine_);
@@ -60,8 +60,8 @@ class CliConfig : public testing::Test {
   std::string Refusal(const std::string& text) {
     Write(user_, text);
     const auto settings = Find();
-    EXPECT_FALSE(settings.Ok()) << text;
-    return settings.error().what;
+    EXPECT_FALSE(settings.has_value()) << text;
+    return settings.error();
   }
 
   fs::path directory_ = NewDirectory();
@@ -72,7 +72,7 @@ class CliConfig : public testing::Test {
 
 TEST_F(CliConfig, BuiltIn) {
   const auto settings = Find();
-  ASSERT_TRUE(settings.Ok()) << settings.error().what;
+  ASSERT_TRUE(settings.has_value()) << settings.error();
   EXPECT_EQ(settings.value().server.Name(), "localhost:57533");
   EXPECT_EQ(settings.value().profile, "alice");
   EXPECT_FALSE(settings.value().certs.has_value());
@@ -116,7 +116,7 @@ TEST_F(CliConfig, AProfileCannotBeAPath) {
   for (const char* profile : {"../bob", "Bob", "a/b", "", "worker.pem", "-x"}) {
     Options options;
     options.profile = profile;
-    EXPECT_FALSE(Find(options).Ok()) << profile;
+    EXPECT_FALSE(Find(options).has_value()) << profile;
   }
 }
 
@@ -132,9 +132,9 @@ TEST_F(CliConfig, RelativeXdgIsIgnored) {
 TEST_F(CliConfig, CertificatesNowhere) {
   const Settings settings{{"localhost", 1}, "alice", std::nullopt, ""};
   const auto identity = LoadIdentity(settings, {directory_ / "a", directory_ / "b"});
-  ASSERT_FALSE(identity.Ok());
+  ASSERT_FALSE(identity.has_value());
   for (const char* part : {"alice.pem", "/a, ", "/b;", "--certs"}) {
-    EXPECT_NE(identity.error().what.find(part), std::string::npos) << identity.error().what;
+    EXPECT_NE(identity.error().find(part), std::string::npos) << identity.error();
   }
 }
 

@@ -24,7 +24,7 @@ class MessageSocket : public testing::Test {
  protected:
   void SetUp() override {
     auto pair = Try(MessageSocketPair);
-    ASSERT_TRUE(pair.Ok());
+    ASSERT_TRUE(pair.has_value());
     a_ = std::move(pair.value().first);
     b_ = std::move(pair.value().second);
   }

@@ -18,7 +18,7 @@ const std::string kAlice = "alice uid=70001 gid=70001 dir=/srv/alice";
 
 std::string WhyRefused(std::string_view text) {
   const Result<Users> users = Try([](std::string_view list) { return ParseUsers(list); }, text);
-  return users.Ok() ? "accepted" : users.error().what;
+  return users.has_value() ? "accepted" : users.error().what;
 }
 
 TEST(Users, TheBuiltInOnesAreForATryOut) {
@@ -47,7 +47,7 @@ TEST(Users, ReadsEverySetting) {
               " job-cpu=max job-memory=8 job-pids=9 job-read-bytes=10 job-write-bytes=11 job-read-ops=12 "
               "job-write-ops=13 # x\n"
               "\tbob\tuid=1000 gid=1000 dir=/b");
-  ASSERT_TRUE(users.Ok()) << users.error().what;
+  ASSERT_TRUE(users.has_value()) << users.error().what;
   ASSERT_EQ(users.value().size(), 2U);
   const User& alice = users.value().at("alice");
   EXPECT_EQ(alice.max_jobs, 7U);
@@ -151,59 +151,59 @@ class UsersAsRoot : public testing::Test {
 
 TEST_F(UsersAsRoot, LoadsAFileOfRoots) {
   const std::string path = Write(kAlice, 0644);
-  EXPECT_TRUE(Try(LoadUsers, path).Ok());
+  EXPECT_TRUE(Try(LoadUsers, path).has_value());
   ASSERT_EQ(chown(path.c_str(), 0, 70001), 0);
-  EXPECT_TRUE(Try(LoadUsers, path).Ok());
+  EXPECT_TRUE(Try(LoadUsers, path).has_value());
 }
 
 TEST_F(UsersAsRoot, RefusesAFileThatOthersCanWrite) {
   for (const mode_t mode : {0664U, 0646U, 0602U, 0666U}) {
     const Result<Users> users = Try(LoadUsers, Write(kAlice, mode));
-    ASSERT_FALSE(users.Ok()) << mode;
+    ASSERT_FALSE(users.has_value()) << mode;
     EXPECT_NE(users.error().what.find("not writable by others"), std::string::npos);
     EXPECT_NE(users.error().what.find(directory_ / "users"), std::string::npos);
   }
   const std::string path = Write(kAlice, 0600);
   ASSERT_EQ(chown(path.c_str(), 70001, 0), 0);
-  EXPECT_FALSE(Try(LoadUsers, path).Ok());
+  EXPECT_FALSE(Try(LoadUsers, path).has_value());
 }
 
 TEST_F(UsersAsRoot, RefusesWhatIsNoFile) {
   EXPECT_EQ(Try(LoadUsers, directory_ / "nothing").error().code, ENOENT);
-  EXPECT_FALSE(Try(LoadUsers, directory_).Ok());
+  EXPECT_FALSE(Try(LoadUsers, directory_).has_value());
   const std::string fifo = directory_ / "fifo";
   ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
-  EXPECT_FALSE(Try(LoadUsers, fifo).Ok());
+  EXPECT_FALSE(Try(LoadUsers, fifo).has_value());
 }
 
 TEST_F(UsersAsRoot, AnErrorNamesTheFileAndTheLine) {
   const std::string path = Write("\n" + kAlice + " pids=no\n", 0600);
   const Result<Users> users = Try(LoadUsers, path);
-  ASSERT_FALSE(users.Ok());
+  ASSERT_FALSE(users.has_value());
   EXPECT_NE(users.error().what.find(path + ": line 2: 'pids=no'"), std::string::npos) << users.error().what;
 }
 
 TEST_F(UsersAsRoot, MakesTheWorkingDirectoryForItsUserAlone) {
   const Result<dev_t> device = Try(PrepareDirectory, user_);
-  ASSERT_TRUE(device.Ok()) << device.error().what;
+  ASSERT_TRUE(device.has_value()) << device.error().what;
   struct stat info {};
   ASSERT_EQ(lstat(user_.directory.c_str(), &info), 0);
   EXPECT_EQ(info.st_mode, S_IFDIR | 0700U);
   EXPECT_EQ(info.st_uid, user_.uid);
   EXPECT_EQ(info.st_gid, user_.gid);
   EXPECT_EQ(info.st_dev, device.value());
-  EXPECT_TRUE(Try(PrepareDirectory, user_).Ok());
+  EXPECT_TRUE(Try(PrepareDirectory, user_).has_value());
 }
 
 TEST_F(UsersAsRoot, RefusesAWorkingDirectoryThatIsNotTheUsersOwn) {
   fs::create_directories(user_.directory);
-  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());  // root's
+  EXPECT_FALSE(Try(PrepareDirectory, user_).has_value());  // root's
   ASSERT_EQ(chown(user_.directory.c_str(), 70002, 70001), 0);
-  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());
+  EXPECT_FALSE(Try(PrepareDirectory, user_).has_value());
   ASSERT_EQ(chown(user_.directory.c_str(), 70001, 70001), 0);
-  EXPECT_TRUE(Try(PrepareDirectory, user_).Ok());
+  EXPECT_TRUE(Try(PrepareDirectory, user_).has_value());
   ASSERT_EQ(chmod(user_.directory.c_str(), 0770), 0);
-  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());
+  EXPECT_FALSE(Try(PrepareDirectory, user_).has_value());
 }
 
 TEST_F(UsersAsRoot, DoesNotFollowALink) {
@@ -211,7 +211,7 @@ TEST_F(UsersAsRoot, DoesNotFollowALink) {
   fs::create_directory(directory_ / "elsewhere");
   ASSERT_EQ(chown((directory_ / "elsewhere").c_str(), 70001, 70001), 0);
   fs::create_symlink(directory_ / "elsewhere", user_.directory);
-  EXPECT_FALSE(Try(PrepareDirectory, user_).Ok());
+  EXPECT_FALSE(Try(PrepareDirectory, user_).has_value());
 }
 
 }  // namespace
