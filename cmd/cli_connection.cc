@@ -6,9 +6,14 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 #include <jobworker.pb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
+#include <utility>
 
 #include "cmd/cli_diagnosis.h"
 #include "cmd/cli_job.h"
@@ -36,6 +41,7 @@ void PrepareGrpc() {
   ForbidOldTls();
   setenv("GRPC_VERBOSITY", "NONE", 0);
   setenv("GRPC_DNS_RESOLVER", "native", 0);
+  setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "0", 0);
 }
 
 std::shared_ptr<grpc::Channel> Connect(const Server& server, const Identity& identity) {
@@ -43,11 +49,26 @@ std::shared_ptr<grpc::Channel> Connect(const Server& server, const Identity& ide
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  // Otherwise a new channel to the same server inherits the delays of the one that was lost.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   const TlsFiles& files = identity.files;
   const auto credentials = grpc::SslCredentials({files.authorities, files.key, files.certificate});
-  auto channel = grpc::CreateCustomChannel(Target(server), credentials, arguments);
-  channel->GetState(true);
-  return channel;
+  return grpc::CreateCustomChannel(Target(server), credentials, arguments);
+}
+
+void NoticeDeadPeers(uint16_t port) {
+  constexpr std::pair<int, int> kOptions[] = {{TCP_KEEPIDLE, 30}, {TCP_KEEPINTVL, 10}, {TCP_KEEPCNT, 3}};
+  constexpr int kOn = 1;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", error)) {
+    const int fd = std::atoi(entry.path().filename().c_str());
+    sockaddr_in6 peer{};  // the port is where sockaddr_in has it
+    socklen_t size = sizeof peer;
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0) continue;
+    if ((peer.sin6_family != AF_INET && peer.sin6_family != AF_INET6) || ntohs(peer.sin6_port) != port) continue;
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &kOn, sizeof kOn);
+    for (const auto& [option, seconds] : kOptions) setsockopt(fd, IPPROTO_TCP, option, &seconds, sizeof seconds);
+  }
 }
 
 std::string ExplainFailure(const grpc::Status& status, const Server& server, const Identity& identity) {

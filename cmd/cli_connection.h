@@ -3,6 +3,7 @@
 #include <grpcpp/channel.h>
 #include <grpcpp/support/status.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -11,12 +12,17 @@
 
 namespace jobworker {
 
-// gRPC's own settings, as environment variables: TLS 1.3 only, no chatter on stderr, the system's name resolver. What
+// gRPC's own settings, as environment variables: TLS 1.3 only, no chatter on stderr, the system's name resolver, no
+// wake-ups while nothing happens. What
 // the user has set stays, but for TLS. Before anything of gRPC, and before any thread.
 void PrepareGrpc();
 
-// Starts connecting at once, in the background.
+// A channel that shares nothing with one of before. It connects when it is asked for its state or used.
 std::shared_ptr<grpc::Channel> Connect(const Server& server, const Identity& identity);
+
+// Lets the kernel end every TCP connection of this process to `port` whose other end has been silent and out of reach
+// for a minute, as after a suspend or behind a NAT that forgot it. Costs no wake-ups, unlike gRPC's own keepalive.
+void NoticeDeadPeers(uint16_t port);
 
 // A failed call in words fit for Say(): what failed, why, what to do. May take seconds, when the reason has to be found
 // out by connecting once more.

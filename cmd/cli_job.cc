@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <string_view>
+
 #include "cmd/cli_text.h"
 
 namespace jobworker {
@@ -41,8 +44,15 @@ int JobView::Show(const WorkerResponse& response) {
     Say(fmt::format("{} bytes of job {}'s output before this point are gone: it made more than the server keeps",
                     response.dropped(), id_));
   }
+  std::string_view log = response.log();
+  if (response.has_offset()) {
+    if (position_ && response.offset() < *position_) {
+      log.remove_prefix(std::min<uint64_t>(*position_ - response.offset(), log.size()));
+    }
+    position_ = std::max(position_.value_or(0), response.offset() + response.log().size());
+  }
   if (response.has_end()) end_ = response.end();
-  return WriteFully(response.stream() == STDERR ? err_ : out_, response.log());
+  return WriteFully(response.stream() == STDERR ? err_ : out_, log);
 }
 
 int JobView::ExitStatus() const {

@@ -2,6 +2,7 @@
 #pragma once
 #include <jobworker.pb.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -19,9 +20,11 @@ class JobView {
   // `out` and `err` stay the caller's.
   JobView(std::string user, int out, int err) : user_(std::move(user)), out_(out), err_(err) {}
 
-  // Writes what the response holds. 0, or the errno of a write that failed.
+  // Writes what the response holds, but for bytes that were shown already. 0, or the errno of a write that failed.
   int Show(const WorkerResponse& response);
   [[nodiscard]] const std::string& Id() const { return id_; }
+  // Where a stream that was broken off goes on; nothing when the server tells no offsets.
+  [[nodiscard]] std::optional<uint64_t> Position() const { return position_; }
   [[nodiscard]] bool Ended() const { return end_.has_value(); }
   // Only once it has ended: the job's own status, 128+N for signal N.
   [[nodiscard]] int ExitStatus() const;
@@ -33,6 +36,7 @@ class JobView {
   int out_;
   int err_;
   std::string id_;
+  std::optional<uint64_t> position_;
   std::optional<JobEnd> end_;
 };
 

@@ -102,6 +102,9 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
   app.add_option("-h,--host", options.host, "The server (localhost:57533); [::1]:57533 for IPv6")
       ->type_name("HOST[:PORT]");
   app.add_option("--certs", options.certs, "Where ca.pem, PROFILE.pem and PROFILE-key.pem are")->type_name("DIR");
+  app.add_flag_callback(
+      "--no-reconnect", [&options] { options.reconnect = false; },
+      "Fail when the connection is lost, instead of trying again");
   app.footer(kFooter);
   app.require_subcommand(1);
   AddStart(app, options);

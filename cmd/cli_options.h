@@ -12,6 +12,7 @@ struct Options {
   std::optional<std::string> profile;
   std::optional<std::string> host;  // HOST[:PORT]
   std::optional<std::string> certs;
+  bool reconnect = true;
   Verb verb = Verb::kStart;
   bool detach = false;             // start
   std::vector<std::string> env;    // start: NAME=VALUE

@@ -1,4 +1,4 @@
-// start, stop and query: each makes one call and returns the process's exit status.
+// start, stop and query: each returns the process's exit status.
 #pragma once
 #include "cmd/cli_config.h"
 #include "cmd/cli_identity.h"

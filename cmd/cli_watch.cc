@@ -14,7 +14,6 @@ namespace jobworker {
 namespace {
 
 constexpr int kNoticeMs = 1000;
-constexpr int kConnectMs = 10000;
 constexpr int kForever = -1;
 
 }  // namespace
@@ -26,22 +25,29 @@ CallWatch::CallWatch(std::string interrupt_text) : interrupt_text_(std::move(int
   pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);
   interrupts_.Reset(signalfd(-1, &interrupt, SFD_CLOEXEC));
   wake_.Reset(eventfd(0, EFD_CLOEXEC));
+  thread_ = std::thread([this] { Run(); });
 }
 
 CallWatch::~CallWatch() {
   ended_ = true;
-  eventfd_write(wake_.Get(), 1);
-  if (thread_.joinable()) thread_.join();
+  Wake();
+  thread_.join();
 }
 
-void CallWatch::Begin(Hooks hooks) {
-  hooks_ = std::move(hooks);
-  thread_ = std::thread([this] { Run(); });
+void CallWatch::Wake() { eventfd_write(wake_.Get(), 1); }
+
+void CallWatch::Expect(std::string notice) {
+  if (isatty(STDERR_FILENO) != 1) return;
+  {
+    const std::lock_guard lock(mutex_);
+    notice_ = std::move(notice);
+  }
+  Wake();
 }
 
 void CallWatch::Answered() {
-  answered_ = true;
-  eventfd_write(wake_.Get(), 1);
+  const std::lock_guard lock(mutex_);
+  notice_.clear();
 }
 
 void CallWatch::SetInterruptText(std::string text) {
@@ -58,23 +64,18 @@ void CallWatch::Interrupt() {
 }
 
 void CallWatch::Run() {
-  int wait = kNoticeMs;
+  int wait = kForever;
   while (!ended_) {
     pollfd events[] = {{interrupts_.Get(), POLLIN, 0}, {wake_.Get(), POLLIN, 0}};
     const int ready = poll(events, 2, wait);
     if (events[0].revents != 0) Interrupt();
+    const std::lock_guard lock(mutex_);
     if (events[1].revents != 0) {
       eventfd_t unused;
       eventfd_read(wake_.Get(), &unused);
-      if (answered_) wait = kForever;
-    } else if (ready == 0 && wait == kNoticeMs) {
-      hooks_.still_waiting();
-      wait = kConnectMs - kNoticeMs;
+      wait = kNoticeMs;
     } else if (ready == 0) {
-      if (!hooks_.connected()) {
-        timed_out_ = true;
-        hooks_.cancel();
-      }
+      if (!notice_.empty()) Say(notice_);
       wait = kForever;
     }
   }

@@ -2,6 +2,9 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -134,6 +137,43 @@ TEST(FailureExitStatus, TellsNotFoundFromNotExecutable) {
   EXPECT_EQ(FailureExitStatus(StartFailed("cgroup", ENOENT)), 125);
   EXPECT_EQ(FailureExitStatus({grpc::StatusCode::NOT_FOUND, "x"}), 125);
   EXPECT_EQ(FailureExitStatus({grpc::StatusCode::FAILED_PRECONDITION, "x", "not a message \xff"}), 125);
+}
+
+UniqueFd Loopback(sockaddr_in& address, bool listener) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  socklen_t size = sizeof address;
+  if (listener) {
+    EXPECT_EQ(bind(fd.Get(), generic, size), 0);
+    EXPECT_EQ(listen(fd.Get(), 2), 0);
+    EXPECT_EQ(getsockname(fd.Get(), generic, &size), 0);
+  } else {
+    EXPECT_EQ(connect(fd.Get(), generic, size), 0);
+  }
+  return fd;
+}
+
+int SocketOption(const UniqueFd& fd, int level, int option) {
+  int value = -1;
+  socklen_t size = sizeof value;
+  EXPECT_EQ(getsockopt(fd.Get(), level, option, &value, &size), 0);
+  return value;
+}
+
+TEST(NoticeDeadPeers, AsksTheKernelForConnectionsToThatPortOnly) {
+  sockaddr_in ours{};
+  ours.sin_family = AF_INET;
+  ours.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  sockaddr_in others = ours;
+  const UniqueFd listeners[] = {Loopback(ours, true), Loopback(others, true)};
+  const UniqueFd fd = Loopback(ours, false);
+  const UniqueFd other = Loopback(others, false);
+  NoticeDeadPeers(ntohs(ours.sin_port));
+  EXPECT_EQ(SocketOption(fd, SOL_SOCKET, SO_KEEPALIVE), 1);
+  EXPECT_EQ(SocketOption(fd, IPPROTO_TCP, TCP_KEEPIDLE), 30);
+  EXPECT_EQ(SocketOption(fd, IPPROTO_TCP, TCP_KEEPINTVL), 10);
+  EXPECT_EQ(SocketOption(fd, IPPROTO_TCP, TCP_KEEPCNT), 3);
+  EXPECT_EQ(SocketOption(other, SOL_SOCKET, SO_KEEPALIVE), 0);
 }
 
 }  // namespace

@@ -1,213 +1,7 @@
-// The real `jobworker` program against a small Worker server in this process, over mutual TLS with certificates made
-// here.
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <grpcpp/security/server_credentials.h>
-#include <grpcpp/server_builder.h>
-#include <gtest/gtest.h>
-#include <jobworker.grpc.pb.h>
-#include <netinet/in.h>
-#include <openssl/evp.h>
-#include <openssl/pem.h>
-#include <openssl/x509v3.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "tests/unit/cli_program.h"
 
-#include <csignal>
-#include <filesystem>
-#include <fstream>
-#include <functional>
-#include <future>
-#include <memory>
-#include <thread>
-
-#include "common/unique_fd.h"
-
-namespace jobworker {
+namespace jobworker::testing {
 namespace {
-
-namespace fs = std::filesystem;
-using std::string;
-
-template <auto free_function>
-struct Free {
-  void operator()(auto* object) const { free_function(object); }
-};
-using Certificate = std::unique_ptr<X509, Free<X509_free>>;
-using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
-
-// A certificate with its key; self-signed without an issuer.
-struct Pair {
-  explicit Pair(const char* name, const Pair* issuer = nullptr, const char* host = nullptr, long seconds = 3600)
-      : key(EVP_EC_gen("P-256")), certificate(X509_new()) {
-    X509* const x = certificate.get();
-    X509_set_version(x, 2);
-    ASN1_INTEGER_set(X509_get_serialNumber(x), 1);
-    X509_gmtime_adj(X509_getm_notBefore(x), -7200);
-    X509_gmtime_adj(X509_getm_notAfter(x), seconds);
-    X509_set_pubkey(x, key.get());
-    X509_NAME_add_entry_by_txt(X509_get_subject_name(x), "CN", MBSTRING_ASC, reinterpret_cast<const uint8_t*>(name), -1,
-                               -1, 0);
-    X509_set_issuer_name(x, X509_get_subject_name(issuer != nullptr ? issuer->certificate.get() : x));
-    if (issuer == nullptr) Extend(NID_basic_constraints, "critical,CA:TRUE");
-    if (host != nullptr) Extend(NID_subject_alt_name, host);
-    X509_sign(x, issuer != nullptr ? issuer->key.get() : key.get(), EVP_sha256());
-  }
-  void Extend(int what, const char* value) const {
-    X509_EXTENSION* const extension = X509V3_EXT_conf_nid(nullptr, nullptr, what, value);
-    X509_add_ext(certificate.get(), extension, -1);
-    X509_EXTENSION_free(extension);
-  }
-  [[nodiscard]] string Text(bool private_key) const {
-    const std::unique_ptr<BIO, Free<BIO_free>> bio(BIO_new(BIO_s_mem()));
-    if (private_key) {
-      PEM_write_bio_PrivateKey(bio.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr);
-    } else {
-      PEM_write_bio_X509(bio.get(), certificate.get());
-    }
-    char* data = nullptr;
-    const long size = BIO_get_mem_data(bio.get(), &data);
-    return {data, static_cast<size_t>(size)};
-  }
-  Key key;
-  Certificate certificate;
-};
-
-// Answers by the command's words: what a request becomes is in the test's hands.
-class FakeWorker : public Worker::Service {
- public:
-  using Writer = grpc::ServerWriter<WorkerResponse>;
-  std::function<grpc::Status(const WorkerStartRequest&, Writer&, grpc::ServerContext&)> start;
-  std::function<grpc::Status(const string& id, Writer&)> query;
-  std::function<grpc::Status(const string& id, WorkerResponse&)> stop;
-
- private:
-  grpc::Status JobStart(grpc::ServerContext* context, const WorkerStartRequest* request, Writer* writer) override {
-    return start(*request, *writer, *context);
-  }
-  grpc::Status JobQuery(grpc::ServerContext*, const WorkerPIDRequest* request, Writer* writer) override {
-    return query(request->pid(), *writer);
-  }
-  grpc::Status JobStop(grpc::ServerContext*, const WorkerPIDRequest* request, WorkerResponse* response) override {
-    return stop(request->pid(), *response);
-  }
-};
-
-WorkerResponse Output(const string& bytes, Stream stream = STDOUT) {
-  WorkerResponse response;
-  response.set_pid("3");
-  response.set_log(bytes);
-  response.set_stream(stream);
-  return response;
-}
-
-WorkerResponse Exited(int code) {
-  WorkerResponse response = Output("");
-  response.mutable_end()->set_cause(JobEnd::EXITED);
-  response.mutable_end()->set_exit_code(code);
-  return response;
-}
-
-struct Outcome {
-  int status = -1;  // as a shell has it: 128+N for a signal
-  string out;
-  string err;
-};
-
-string ReadAll(int fd) {
-  string text;
-  char buffer[65536];
-  for (ssize_t size; (size = read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(size));
-  return text;
-}
-
-// A running jobworker and the read ends of its output.
-struct Process {
-  pid_t pid;
-  UniqueFd out;
-  UniqueFd err;
-
-  Outcome Wait() {
-    Outcome outcome;
-    auto err_text = std::async(std::launch::async, [this] { return ReadAll(err.Get()); });
-    outcome.out = ReadAll(out.Get());
-    outcome.err = err_text.get();
-    int status = 0;
-    waitpid(pid, &status, 0);
-    outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    return outcome;
-  }
-};
-
-class CliProgram : public testing::Test {
- protected:
-  CliProgram() {
-    setenv("GRPC_VERBOSITY", "NONE", 0);
-    string pattern = testing::TempDir() + "cli-program-XXXXXX";
-    directory_ = mkdtemp(pattern.data());
-    WriteIdentity("alice", Pair("alice", &ca_));
-    Serve(Pair("worker", &ca_, "DNS:localhost,IP:127.0.0.1"), ca_);
-  }
-  ~CliProgram() override {
-    server_->Shutdown(std::chrono::system_clock::now());
-    fs::remove_all(directory_);
-  }
-  void WriteFile(const string& name, const string& text, fs::perms mode) {
-    std::ofstream(directory_ / name) << text;
-    fs::permissions(directory_ / name, mode);
-  }
-  void WriteIdentity(const string& name, const Pair& pair) {
-    WriteFile("ca.pem", ca_.Text(false), fs::perms(0644));
-    WriteFile(name + ".pem", pair.Text(false), fs::perms(0644));
-    WriteFile(name + "-key.pem", pair.Text(true), fs::perms(0600));
-  }
-  void Serve(const Pair& pair, const Pair& clients) {
-    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
-    grpc::SslServerCredentialsOptions options(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-    options.pem_root_certs = clients.Text(false);
-    options.pem_key_cert_pairs.push_back({pair.Text(true), pair.Text(false)});
-    grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", grpc::SslServerCredentials(options), &port_);
-    builder.RegisterService(&worker_);
-    server_ = builder.BuildAndStart();
-  }
-  Process Launch(std::vector<string> words, const string& host = "127.0.0.1") {
-    std::vector<string> argv = {JOBWORKER_PROGRAM, "-h", fmt::format("{}:{}", host, port_), "--certs", directory_};
-    argv.insert(argv.end(), words.begin(), words.end());
-    std::vector<char*> pointers;
-    for (string& word : argv) pointers.push_back(word.data());
-    pointers.push_back(nullptr);
-    int out[2];
-    int err[2];
-    if (pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) abort();
-    const pid_t pid = fork();
-    if (pid == 0) {
-      dup2(out[1], STDOUT_FILENO);
-      dup2(err[1], STDERR_FILENO);
-      execv(pointers[0], pointers.data());
-      _exit(99);
-    }
-    close(out[1]);
-    close(err[1]);
-    return {pid, UniqueFd(out[0]), UniqueFd(err[0])};
-  }
-  Outcome Run(std::vector<string> words, const string& host = "127.0.0.1") {
-    return Launch(std::move(words), host).Wait();
-  }
-  void Refuse(const grpc::Status& status) {
-    worker_.start = [status](const auto&, auto&, auto&) { return status; };
-  }
-
-  fs::path directory_;
-  Pair ca_{"ca"};
-  FakeWorker worker_;
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
-};
-
-void ExpectPart(const string& text, const string& part) { EXPECT_NE(text.find(part), string::npos) << text; }
 
 TEST_F(CliProgram, StartShowsBothStreamsAndExitsAsTheJob) {
   WorkerStartRequest received;
@@ -255,8 +49,8 @@ TEST_F(CliProgram, DetachPrintsOnlyTheId) {
 }
 
 TEST_F(CliProgram, StopConfirmsEscaped) {
-  worker_.stop = [](const string& id, WorkerResponse& response) {
-    response.set_pid(id);
+  worker_.stop = [](const WorkerPIDRequest& request, WorkerResponse& response) {
+    response.set_pid(request.pid());
     response.set_log("job 3 has been stopped \x1b[2J\n");
     return grpc::Status::OK;
   };
@@ -266,7 +60,7 @@ TEST_F(CliProgram, StopConfirmsEscaped) {
 }
 
 TEST_F(CliProgram, QueryTellsHowTheJobEndedAndWhatIsMissing) {
-  worker_.query = [](const string&, auto& writer) {
+  worker_.query = [](const auto&, auto& writer) {
     WorkerResponse first = Output("");
     first.add_unenforced("io");
     writer.Write(first);
@@ -418,7 +212,7 @@ TEST_F(CliProgram, AReaderThatGoesEndsItWithoutAWord) {
 }
 
 TEST_F(CliProgram, ALostConnectionNamesTheJob) {
-  worker_.query = [](const string&, auto& writer) {
+  worker_.query = [](const auto&, auto& writer) {
     writer.Write(Output("x"));
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "Socket closed");
   };
@@ -429,4 +223,4 @@ TEST_F(CliProgram, ALostConnectionNamesTheJob) {
 }
 
 }  // namespace
-}  // namespace jobworker
+}  // namespace jobworker::testing

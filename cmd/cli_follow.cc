@@ -1,0 +1,135 @@
+#include "cmd/cli_follow.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "cmd/cli_connection.h"
+#include "cmd/cli_job.h"
+#include "cmd/cli_text.h"
+
+namespace jobworker {
+namespace {
+
+using Responses = std::unique_ptr<grpc::ClientReader<WorkerResponse>>;
+
+class Follower {
+ public:
+  Follower(Session& session, FollowPlan plan)
+      : session_(session), plan_(std::move(plan)), job_(session.GetSettings().profile, STDOUT_FILENO, STDERR_FILENO) {}
+  int Run();
+
+ private:
+  Responses Open();
+  int ShowAll(Responses& responses);
+  void First(const WorkerResponse& response);
+  [[nodiscard]] bool CanGoOn() const { return !job_.Id().empty() && job_.Position().has_value(); }
+  int Over(const grpc::Status& status);
+
+  Session& session_;
+  FollowPlan plan_;
+  JobView job_;
+};
+
+Responses Follower::Open() {
+  if (plan_.start && job_.Id().empty()) return session_.Stub().JobStart(session_.NewContext(), *plan_.start);
+  if (job_.Position()) {
+    plan_.query.set_pid(job_.Id());
+    plan_.query.set_offset(*job_.Position());
+    plan_.query.clear_tail_bytes();
+    plan_.query.clear_tail_lines();
+  }
+  return session_.Stub().JobQuery(session_.NewContext(), plan_.query);
+}
+
+// The first response of a stream, shown already.
+void Follower::First(const WorkerResponse& response) {
+  const std::string& id = job_.Id();
+  NoticeDeadPeers(session_.GetSettings().server.port);
+  session_.Answered(fmt::format("; job {} goes on from byte {}", id, response.offset()));
+  session_.Watch().SetInterruptText(fmt::format("left job {} to itself; come back to it: {}; end it: {}", id,
+                                                session_.FollowUp("query", id), session_.FollowUp("stop", id)));
+}
+
+// 0, or the errno of a write that failed.
+int Follower::ShowAll(Responses& responses) {
+  WorkerResponse response;
+  for (bool first = true; responses->Read(&response); first = false) {
+    const bool unknown = job_.Id().empty();
+    const int error = job_.Show(response);
+    if (error != 0) return error;
+    if (first) First(response);
+    // Only people need to be told: a script that wants the id asks for it with -d, and stderr is the job's.
+    if (unknown && plan_.start && isatty(STDERR_FILENO) == 1) Say("job " + job_.Id());
+  }
+  return 0;
+}
+
+// The job is not followed any more, and its end has not been told.
+int Follower::Over(const grpc::Status& status) {
+  const std::string& id = job_.Id().empty() ? plan_.query.pid() : job_.Id();
+  if (job_.Id().empty() && !status.ok()) return session_.Fail(status);
+  const std::string again = session_.FollowUp("query", id);
+  const std::string server = session_.GetSettings().server.Name();
+  if (status.ok()) {
+    Say(fmt::format("{} ended the stream without saying how the job ended; see: {}", server, again));
+  } else if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    Say(fmt::format("the connection to {} was lost; to see what has become of job {}: {}", server, id, again));
+  } else if (status.error_code() == grpc::StatusCode::NOT_FOUND) {
+    Say(fmt::format("{} no longer knows job {}: it has been removed, or the server was restarted and all jobs ended",
+                    server, id));
+  } else {
+    Say(fmt::format("{}; to see what has become of job {}: {}", session_.Explain(status), id, again));
+  }
+  return kOurFailure;
+}
+
+int Follower::Run() {
+  for (;;) {
+    grpc::Status status = session_.Connect();
+    if (status.ok()) {
+      Responses responses = Open();
+      const int error = ShowAll(responses);
+      if (error != 0) return WriteFailure(error);
+      status = responses->Finish();
+    }
+    if (job_.Ended()) break;
+    if (!job_.Id().empty() && !CanGoOn()) return Over(status);
+    if (!session_.Again(status, CanGoOn())) return Over(status);
+  }
+  const std::string end = job_.DescribeEnd();
+  if (!end.empty()) Say(end);
+  return job_.ExitStatus();
+}
+
+}  // namespace
+
+int WriteFailure(int error) {
+  // Whoever read our output has gone: end as a program does that SIGPIPE ends, without a word.
+  if (error == EPIPE) return 128 + SIGPIPE;
+  Say(fmt::format("the job's output cannot be written: {}", strerror(error)));
+  return kOurFailure;
+}
+
+int Follow(Session& session, FollowPlan plan) { return Follower(session, std::move(plan)).Run(); }
+
+int StartDetached(Session& session, const WorkerStartRequest& start) {
+  WorkerResponse response;
+  const grpc::Status status = session.Ask([&](Worker::Stub& stub, grpc::ClientContext* context) {
+    const Responses responses = stub.JobStart(context, start);
+    if (!responses->Read(&response)) return responses->Finish();
+    context->TryCancel();
+    return grpc::Status::OK;
+  });
+  if (!status.ok()) return session.Fail(status);
+  WarnUnenforced(response);
+  const int error = WriteFully(STDOUT_FILENO, response.pid() + "\n");
+  return error == 0 ? 0 : WriteFailure(error);
+}
+
+}  // namespace jobworker
