@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
@@ -22,12 +23,14 @@
 #include "common/message_socket.h"
 #include "daemon/because.h"
 #include "daemon/broker_client.h"
+#include "daemon/config.h"
 #include "daemon/confine.h"
 #include "daemon/event_loop.h"
 #include "daemon/files.h"
 #include "daemon/gate.h"
 #include "daemon/job_table.h"
 #include "daemon/log.h"
+#include "daemon/rpc_server.h"
 #include "daemon/tls.h"
 #include "daemon/worker_service.h"
 
@@ -40,8 +43,7 @@ constexpr Account kTryOutAccount{70000, 70000};
 
 struct Options {
   std::string listen = "127.0.0.1:57533", port_file, certs = "/etc/jobworker/certs", policy, run_as, broker_socket;
-  std::string cgroup_root, users, missing_controllers = "refuse";
-  double stop_grace = 5;
+  std::string cgroup_root, users, missing_controllers = "refuse", config;
 };
 
 [[noreturn]] void Die(const std::string& what) {
@@ -61,9 +63,7 @@ void AddOptions(CLI::App& app, Options& options) {
   app.add_option("--certs", options.certs, "directory of ca.pem, worker.pem and worker-key.pem")->capture_default_str();
   app.add_option("--policy", options.policy, "who may do what (built in: alice and bob everything, carl nothing)");
   app.add_option("--run-as", options.run_as, "USER or UID:GID to become when started as root")->type_name("ACCOUNT");
-  app.add_option("--stop-grace", options.stop_grace, "seconds from SIGTERM to SIGKILL when a job is stopped")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 3600.0));
+  app.add_option("--config", options.config, "TOML file: how much output is kept, how long ended jobs, stop-grace");
   auto* socket = app.add_option("--broker-socket", options.broker_socket, "meet a jobbroker that runs by itself");
   const auto* standalone = "Standalone (started as root, it starts its own jobbroker with these)";
   app.add_option("--cgroup-root", options.cgroup_root, "cgroup v2 directory for the jobs")
@@ -136,10 +136,9 @@ std::optional<Account> AccountToBecome(const Options& options) {
   return getpwnam(kAccount) != nullptr ? OrDie(ParseAccount(kAccount)) : kTryOutAccount;
 }
 
-std::unique_ptr<grpc::Server> Listen(const Options& options, const TlsFiles& files, grpc::Service& service, int& port) {
-  grpc::ServerBuilder builder;
+// False when the port cannot be had.
+bool Listen(const Options& options, const TlsFiles& files, grpc::ServerBuilder& builder, RpcServer& rpc, int& port) {
   builder.AddListeningPort(options.listen, ServerCredentials(files), &port);
-  builder.RegisterService(&service);
   builder.SetMaxReceiveMessageSize(256 * 1024);
   for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
     builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
@@ -153,7 +152,9 @@ std::unique_ptr<grpc::Server> Listen(const Options& options, const TlsFiles& fil
   // Two servers that share a port by SO_REUSEPORT would each get some of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  return port != 0 ? std::move(server) : nullptr;
+  if (server == nullptr || port == 0) return false;
+  rpc.Start(std::move(server));
+  return true;
 }
 
 tl::expected<void, std::string> Announce(const Options& options, const UniqueFd& port_file, int port) {
@@ -188,19 +189,18 @@ UniqueFd TakeSignals() {
 }
 
 // The calls in progress are told, and get a second to take it; then the loop that answers them ends.
-void EndServer(grpc::Server& server, EventLoop& loop) {
-  server.Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+void EndServer(RpcServer& rpc, EventLoop& loop) {
+  rpc.Shutdown(std::chrono::seconds(1));
   loop.Stop();
 }
 
 // Until a signal, or until the broker is gone. Returns the exit status, or why it could not serve.
-tl::expected<int, std::string> Serve(const Options& options, const TlsFiles& files, Gate& gate, UniqueFd broker_socket,
-                                     const UniqueFd& port_file, const UniqueFd& signals) {
+tl::expected<int, std::string> Serve(const Options& options, const JobTableLimits& limits, const TlsFiles& files,
+                                     Gate& gate, UniqueFd broker_socket, const UniqueFd& port_file,
+                                     const UniqueFd& signals) {
   EventLoop loop;
   int status = 0;
   std::function<void()> end;
-  JobTableLimits limits;
-  limits.stop_grace = std::chrono::milliseconds(static_cast<int64_t>(options.stop_grace * 1000));
   JobTable jobs(loop, limits, [&](const std::string& why) {
     Log("broker gone", {{"reason", why}});
     status = 1;
@@ -214,8 +214,10 @@ tl::expected<int, std::string> Serve(const Options& options, const TlsFiles& fil
   }
   WorkerService service(gate, loop, jobs);
   int port = 0;
-  const std::unique_ptr<grpc::Server> server = Listen(options, files, service, port);
-  if (server == nullptr) {
+  grpc::ServerBuilder builder;
+  const size_t threads = std::clamp(std::thread::hardware_concurrency() / 2, 1U, 8U);
+  RpcServer rpc(builder, threads, [&service](const std::shared_ptr<Call>& call) { service.Answer(call); });
+  if (!Listen(options, files, builder, rpc, port)) {
     return Because(
         fmt::format("cannot listen on {}: the port is in use, or the address is not this machine's; --listen "
                     "takes another one",
@@ -226,7 +228,7 @@ tl::expected<int, std::string> Serve(const Options& options, const TlsFiles& fil
     if (shutdown.joinable()) return;
     (void)sd_notify(0, "STOPPING=1");
     jobs.Close();
-    shutdown = std::thread([&] { EndServer(*server, loop); });
+    shutdown = std::thread([&] { EndServer(rpc, loop); });
   };
   if (!broker.Attach() || !loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
   if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
@@ -237,9 +239,10 @@ tl::expected<int, std::string> Serve(const Options& options, const TlsFiles& fil
 }
 
 // All that happens once root's last act is done.
-tl::expected<int, std::string> BecomeServer(const Options& options, const std::optional<Account>& account,
-                                            const TlsFiles& files, Gate& gate, UniqueFd broker_socket,
-                                            const UniqueFd& port_file, const UniqueFd& signals) {
+tl::expected<int, std::string> BecomeServer(const Options& options, const JobTableLimits& limits,
+                                            const std::optional<Account>& account, const TlsFiles& files, Gate& gate,
+                                            UniqueFd broker_socket, const UniqueFd& port_file,
+                                            const UniqueFd& signals) {
   if (account) {
     if (const auto become = BecomeAccount(*account); !become) return Because(become.error());
   }
@@ -249,7 +252,7 @@ tl::expected<int, std::string> BecomeServer(const Options& options, const std::o
     broker_socket = std::move(*met);
   }
   if (const auto confined = Confine(); !confined) return Because(confined.error());
-  return Serve(options, files, gate, std::move(broker_socket), port_file, signals);
+  return Serve(options, limits, files, gate, std::move(broker_socket), port_file, signals);
 }
 
 int Main(int argc, char** argv) {
@@ -267,6 +270,7 @@ int Main(int argc, char** argv) {
   auto anchors = TrustAnchors::Parse(files.authorities);
   if (!anchors) Die(options.certs + "/ca.pem: " + anchors.error());
   Gate gate(*anchors, options.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(options.policy)));
+  const JobTableLimits limits = options.config.empty() ? JobTableLimits{} : OrDie(LoadConfig(options.config));
   const bool standalone = options.broker_socket.empty();
   if (standalone && geteuid() != 0) {
     Die("start it as root (it starts a jobbroker and then becomes an unprivileged user), or give --broker-socket PATH");
@@ -276,7 +280,7 @@ int Main(int argc, char** argv) {
   const UniqueFd signals = TakeSignals();
   pid_t broker = -1;
   UniqueFd socket = standalone ? StartBroker(options, broker) : UniqueFd();
-  const auto served = BecomeServer(options, account, files, gate, std::move(socket), port_file, signals);
+  const auto served = BecomeServer(options, limits, account, files, gate, std::move(socket), port_file, signals);
   // The broker has seen its socket close; it ends when every job and cgroup is gone.
   while (broker > 0 && waitpid(broker, nullptr, 0) < 0 && errno == EINTR) continue;
   if (!served) Die(served.error());

@@ -34,6 +34,14 @@ const MethodRow* FindMethod(Method method) {
   return row == kMethods.end() ? nullptr : &*row;
 }
 
+const MethodRow* FindMethod(std::string_view path) {
+  constexpr std::string_view kService = "/Worker/";
+  if (path.substr(0, kService.size()) != kService) return nullptr;
+  path.remove_prefix(kService.size());
+  const auto row = std::find_if(kMethods.begin(), kMethods.end(), [&](const auto& each) { return each.name == path; });
+  return row == kMethods.end() ? nullptr : &*row;
+}
+
 Policy Policy::BuiltIn() {
   return *Parse(
       "alice allow_start allow_stop allow_query\n"

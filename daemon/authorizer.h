@@ -24,8 +24,9 @@ inline constexpr std::array kMethods = {
 // What metadata keys of clients may not begin with: the names of rights.
 inline constexpr std::string_view kRightPrefix = "allow_";
 
-// The row of a method; none means that nobody may call it.
+// The row of a method, also by its path on the wire ("/Worker/JobStart"); none means that nobody may call it.
 const MethodRow* FindMethod(Method method);
+const MethodRow* FindMethod(std::string_view path);
 
 class Policy {
  public:

@@ -48,6 +48,8 @@ class BrokerClient {
   void StartJob(const Start& start) { Send(Encode(start)); }
   void SignalJob(const JobKey& key, uint8_t number) { Send(Encode(Signal{key, number})); }
   void KillJob(const JobKey& key) { Send(Encode(Kill{key})); }
+  // The answer is counted, not told: it proves that the broker has handled all that was sent before.
+  void PingBroker() { Send(Encode(Ping{})); }
   void Usage(const JobKey& key) { Send(Encode(UsageRequest{key})); }
   void ForgetJob(const JobKey& key) { Send(Encode(Forget{key})); }
   // How many requests wait for the broker to read.

@@ -1,119 +1,130 @@
 #include "daemon/follower.h"
 
+#include <fmt/format.h>
+#include <google/protobuf/io/coded_stream.h>
+
+#include "daemon/api.h"
+
 namespace jobworker {
 
-std::shared_ptr<Follower> Follower::Make() {
-  const std::shared_ptr<Follower> follower(new Follower);
-  follower->self_ = follower;
-  return follower;
+namespace {
+
+// As protobuf writes it, but the output's bytes stay where they are: they are shared by all followers of the job.
+grpc::ByteBuffer WithLog(const WorkerResponse& response, std::shared_ptr<const std::string> log) {
+  using Output = google::protobuf::io::CodedOutputStream;
+  constexpr uint32_t kTag = WorkerResponse::kLogFieldNumber << 3 | 2;  // length-delimited
+  const auto size = static_cast<uint32_t>(log->size());
+  const size_t head_size = response.ByteSizeLong();
+  grpc::Slice head(head_size + Output::VarintSize32(kTag) + Output::VarintSize32(size));
+  uint8_t* at = response.SerializeWithCachedSizesToArray(const_cast<uint8_t*>(head.begin()));
+  at = Output::WriteVarint32ToArray(kTag, at);
+  (void)Output::WriteVarint32ToArray(size, at);
+  using Owner = std::shared_ptr<const std::string>;
+  auto* const owner = new Owner(std::move(log));
+  const auto drop = [](void* owned) { delete static_cast<Owner*>(owned); };
+  const grpc::Slice slices[] = {std::move(head),
+                                grpc::Slice(const_cast<char*>((*owner)->data()), (*owner)->size(), drop, owner)};
+  return {slices, 2};
 }
 
-void Follower::Follow(std::shared_ptr<const JobView> job) {
+}  // namespace
+
+Follower::Follower(std::shared_ptr<Call> call, const FollowSpec& spec) : spec_(spec), call_(std::move(call)) {
+  cursor_.only = spec.only;
+}
+
+void Follower::Follow(std::shared_ptr<const JobView> job, WorkerResponse first) {
   {
     const std::lock_guard lock(mutex_);
-    if (finished_) return;
+    if (call_ == nullptr) return;
     job_ = std::move(job);
-    response_.set_pid(std::to_string(job_->key.id));
-    constexpr std::pair<Controller, const char*> kNames[] = {
-        {kCpu, "cpu"}, {kIo, "io"}, {kMemory, "memory"}, {kPids, "pids"}};
-    for (const auto& [bit, name] : kNames) {
-      if ((job_->missing & bit) != 0) response_.add_unenforced(name);
-    }
-    writing_ = true;
+    job_->journal->Attach(&cursor_);
+    first_ = std::move(first);
   }
-  StartWrite(&response_);
+  Advance();
 }
 
 void Follower::Refuse(const grpc::Status& status) {
+  std::shared_ptr<Call> call;
   {
     const std::lock_guard lock(mutex_);
-    if (std::exchange(finished_, true)) return;
+    call = call_;
   }
-  Finish(status);
+  if (call != nullptr) call->Finish(status);
 }
 
-void Follower::OutputReady() { Advance(); }
-
-void Follower::OnWriteDone(bool ok) {
+void Follower::OnWritten() {
   {
     const std::lock_guard lock(mutex_);
     writing_ = false;
-    cancelled_ = cancelled_ || !ok;
   }
   Advance();
 }
 
-void Follower::OnCancel() {
+void Follower::OnOver() {
+  std::shared_ptr<Call> call;  // let go after the lock
+  const std::lock_guard lock(mutex_);
+  call.swap(call_);
+  if (job_ == nullptr) return;
+  job_->journal->Detach(&cursor_);
+  job_->journal->Leave(shared_from_this());
+}
+
+// gRPC may send at once, on this thread, so it is not called with the lock held.
+void Follower::Advance() {
+  Step step;
+  std::shared_ptr<Call> call;
   {
     const std::lock_guard lock(mutex_);
-    cancelled_ = true;
+    if (writing_ || call_ == nullptr || job_ == nullptr) return;
+    step = Next();
+    writing_ = step.what != Step::kNothing;
+    call = call_;
   }
-  Advance();
-}
-
-void Follower::OnDone() { self_.reset(); }
-
-// gRPC may call back on this very thread before StartWrite or Finish returns, so neither is called with the lock held.
-void Follower::Advance() {
-  switch (Prepare()) {
+  switch (step.what) {
     case Step::kNothing: return;
-    case Step::kWrite: return StartWrite(&response_);
-    case Step::kWriteEnd: return StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
-    case Step::kCancelled:
-      return Finish({grpc::StatusCode::CANCELLED, "the client is gone, or the server is being stopped"});
-    case Step::kAbandoned:
-      return Finish(
-          {grpc::StatusCode::UNAVAILABLE, "the server is being stopped, or its broker is gone; try again later"});
+    case Step::kWrite: return call->Write(step.message);
+    case Step::kLast: return call->WriteAndFinish(step.message);
+    case Step::kFail: return call->Finish(step.status);
   }
 }
 
-Follower::Step Follower::Prepare() {
-  const std::lock_guard lock(mutex_);
-  if (writing_ || finished_) return Step::kNothing;
-  if (cancelled_) {
-    finished_ = true;
-    if (job_ != nullptr) job_->output->Leave(shared_from_this());
-    return Step::kCancelled;
-  }
-  if (job_ == nullptr) return Step::kNothing;  // the start is still under way
-  OutputStore::Segment segment = job_->output->Read(offset_, shared_from_this());
-  if (segment.outcome == OutputStore::Outcome::kWait) return Step::kNothing;
-  finished_ = segment.outcome != OutputStore::Outcome::kBytes;
-  if (segment.outcome == OutputStore::Outcome::kAbandoned) return Step::kAbandoned;
-  response_.clear_unenforced();
-  response_.clear_log();
-  response_.set_dropped(segment.dropped);
-  if (finished_) {
-    *response_.mutable_end() = ToJobEnd(job_->result);
-    return Step::kWriteEnd;
-  }
-  response_.set_log(std::move(segment.bytes));
-  response_.set_stream(segment.stream == OutputStream::kStdout ? STDOUT : STDERR);
-  writing_ = true;
-  return Step::kWrite;
+void Follower::Begin() {
+  begun_ = true;
+  const Journal& journal = *job_->journal;
+  cursor_.offset = spec_.tail_bytes   ? journal.TailBytes(spec_.only, *spec_.tail_bytes)
+                   : spec_.tail_lines ? journal.TailLines(spec_.only, *spec_.tail_lines)
+                                      : spec_.offset;
 }
 
-JobEnd ToJobEnd(const JobResult& result) {
-  const Exited& exited = result.exited;
-  JobEnd end;
-  const bool coded = exited.cause == EndCause::kExited;
-  end.set_cause(coded ? JobEnd::EXITED : JobEnd::SIGNALLED);
-  if (coded) end.set_exit_code(exited.value);
-  if (!coded) end.set_signal(exited.value);
-  end.set_core_dumped(exited.core_dumped != 0);
-  end.set_stopped(result.stopped);
-  end.set_oom_level(exited.oom_level == OomLevel::kNone  ? JobEnd::NONE
-                    : exited.oom_level == OomLevel::kJob ? JobEnd::JOB
-                                                         : JobEnd::USER);
-  end.set_oom_kills(exited.oom_kills);
-  end.set_leftovers(exited.leftovers);
-  end.set_cpu_user_us(exited.counters[kCpuUser]);
-  end.set_cpu_system_us(exited.counters[kCpuSystem]);
-  end.set_memory_peak(exited.counters[kMemoryPeak]);
-  end.set_read_bytes(exited.counters[kReadBytes]);
-  end.set_write_bytes(exited.counters[kWriteBytes]);
-  end.set_pids_peak(exited.counters[kPidsPeak]);
-  return end;
+Follower::Step Follower::Next() {
+  if (!begun_) {
+    Begin();
+    first_.set_offset(cursor_.offset);
+    Step step{Step::kWrite, ToBuffer(first_), {}};
+    first_.Clear();
+    return step;
+  }
+  const Journal::Chunk chunk = job_->journal->Read(cursor_, spec_.no_follow ? nullptr : shared_from_this());
+  WorkerResponse response;
+  response.set_offset(chunk.offset);
+  switch (chunk.outcome) {
+    case Journal::Outcome::kWait:
+      if (!spec_.no_follow) return {};
+      response.set_partial(true);
+      return {Step::kLast, ToBuffer(response), {}};
+    case Journal::Outcome::kEnd:
+      *response.mutable_end() = ToJobEnd(job_->result, job_->started_us);
+      return {Step::kLast, ToBuffer(response), {}};
+    case Journal::Outcome::kAbandoned:
+      return {Step::kFail, {}, {grpc::StatusCode::UNAVAILABLE, "the server is being stopped; try again later"}};
+    case Journal::Outcome::kBytes: break;
+  }
+  response.set_dropped(chunk.dropped);
+  if (chunk.bytes == nullptr) return {Step::kWrite, ToBuffer(response), {}};
+  response.set_stream(chunk.stream == OutputStream::kStdout ? STDOUT : STDERR);
+  response.set_time_us(static_cast<int64_t>(chunk.time_us));
+  return {Step::kWrite, WithLog(response, chunk.bytes), {}};
 }
 
 }  // namespace jobworker

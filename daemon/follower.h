@@ -1,50 +1,55 @@
 // One stream of a job's output to one client.
 #pragma once
-#include <grpcpp/grpcpp.h>
-
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "daemon/job_table.h"
-#include "daemon/output_store.h"
-#include "jobworker.grpc.pb.h"
+#include "daemon/rpc_server.h"
+#include "jobworker.pb.h"
 
 namespace jobworker {
 
-// Writes the id, then the output from the first byte as the client takes it, then the end. It holds one response at a
-// time, so a slow client costs that and its HTTP/2 window. It keeps itself alive until gRPC is done with it.
-class Follower final : public grpc::ServerWriteReactor<WorkerResponse>,
-                       public OutputReader,
-                       public std::enable_shared_from_this<Follower> {
- public:
-  static std::shared_ptr<Follower> Make();
-
-  // Exactly one of the two, once, from any thread.
-  void Follow(std::shared_ptr<const JobView> job);
-  void Refuse(const grpc::Status& status);
-
-  void OutputReady() override;
-  void OnWriteDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
-
- private:
-  Follower() = default;
-  enum class Step { kNothing, kWrite, kWriteEnd, kCancelled, kAbandoned };
-  void Advance();
-  Step Prepare();
-
-  std::shared_ptr<Follower> self_;
-  std::mutex mutex_;  // guards the rest
-  std::shared_ptr<const JobView> job_;
-  uint64_t offset_ = 0;
-  bool writing_ = false;
-  bool finished_ = false;
-  bool cancelled_ = false;
-  WorkerResponse response_;
+// What a JobQuery asks for; a JobStart asks for everything.
+struct FollowSpec {
+  uint64_t offset = 0;
+  std::optional<uint64_t> tail_bytes, tail_lines;  // instead of offset
+  std::optional<OutputStream> only;
+  bool no_follow = false;
 };
 
-// JobEnd as the API has it.
-JobEnd ToJobEnd(const JobResult& result);
+// Writes the job's status, then its output as the client takes it, then the end. It holds one response at a time, so a
+// slow client costs that and its HTTP/2 window.
+class Follower final : public CallHandler, public OutputReader, public std::enable_shared_from_this<Follower> {
+ public:
+  Follower(std::shared_ptr<Call> call, const FollowSpec& spec);
+
+  // Exactly one of the two, once, from any thread. `first` becomes the first response; its offset is filled in.
+  void Follow(std::shared_ptr<const JobView> job, WorkerResponse first);
+  void Refuse(const grpc::Status& status);
+
+  void OutputReady() override { Advance(); }
+  void OnWritten() override;
+  void OnOver() override;
+
+ private:
+  struct Step {
+    enum { kNothing, kWrite, kLast, kFail } what = kNothing;
+    grpc::ByteBuffer message;
+    grpc::Status status;
+  };
+  void Advance();
+  void Begin();
+  Step Next();
+
+  const FollowSpec spec_;
+  std::mutex mutex_;            // guards the rest
+  std::shared_ptr<Call> call_;  // none once it is over
+  std::shared_ptr<const JobView> job_;
+  OutputCursor cursor_;
+  bool begun_ = false;  // the first response is on its way
+  bool writing_ = false;
+  WorkerResponse first_;
+};
 
 }  // namespace jobworker

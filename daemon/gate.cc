@@ -45,8 +45,7 @@ std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const TlsFiles& files
   return grpc::SslServerCredentials(options);
 }
 
-tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, Method method) {
-  const MethodRow* row = FindMethod(method);
+tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, const MethodRow* row) {
   const std::string_view name = row != nullptr ? row->name : "?";
   const std::string peer = context.peer();
   const auto refuse = [&](std::string_view user, grpc::StatusCode code, std::string_view why, std::string message) {
@@ -64,10 +63,13 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
     return refuse(*user, grpc::StatusCode::PERMISSION_DENIED, reason,
                   "metadata keys that begin with allow_ are refused: rights come from the certificate alone");
   }
-  if (!policy_.Allows(*user, method)) {
+  if (row == nullptr) {
+    return refuse(*user, grpc::StatusCode::UNIMPLEMENTED, "no such method", "this server has no such method");
+  }
+  if (!policy_.Allows(*user, row->method)) {
     return refuse(*user, grpc::StatusCode::PERMISSION_DENIED, "not in the policy",
                   fmt::format("user '{}' may not call {}: the server's policy does not give {} to this user", *user,
-                              name, row != nullptr ? row->right : "it"));
+                              name, row->right));
   }
   Log("allowed", {{"method", name}, {"user", *user}, {"peer", peer}});
   return *user;

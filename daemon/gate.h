@@ -21,9 +21,9 @@ class Gate {
   Gate(TrustAnchors anchors, Policy policy) : anchors_(std::move(anchors)), policy_(std::move(policy)) {}
 
   // The calling user's name, or the status to end the call with: UNAUTHENTICATED without a usable identity,
-  // PERMISSION_DENIED without the right to `method` or with metadata that claims one. Every decision is logged with its
-  // reason. From any thread.
-  tl::expected<std::string, grpc::Status> Admit(const grpc::ServerContextBase& context, Method method);
+  // UNIMPLEMENTED without a row, PERMISSION_DENIED without the row's right or with metadata that claims one. Every
+  // decision is logged with its reason. From any thread.
+  tl::expected<std::string, grpc::Status> Admit(const grpc::ServerContextBase& context, const MethodRow* row);
 
   // How many calls came with metadata that claimed a right.
   [[nodiscard]] uint64_t forged() const { return forged_; }

@@ -4,7 +4,9 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
+#include <algorithm>
 #include <csignal>
+#include <ctime>
 
 #include "daemon/log.h"
 
@@ -12,14 +14,26 @@ namespace jobworker {
 
 namespace {
 
-constexpr OutputStream kStreams[2] = {OutputStream::kStdout, OutputStream::kStderr};
+using std::chrono::microseconds, std::chrono::milliseconds;
 
-void LogEnd(const Exited& exited, bool stopped) {
-  const bool coded = exited.cause == EndCause::kExited;
+constexpr OutputStream kStreams[] = {OutputStream::kStdout, OutputStream::kStderr};
+constexpr size_t kTakeAtMost = size_t{1} << 20;  // of one pipe, before others have their turn
+constexpr milliseconds kTryAgain{100};           // when the kernel could not move a pipe's bytes
+
+uint64_t NowUs() {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
+}
+
+void LogEnd(const JobResult& result) {
+  constexpr std::string_view kWhat[] = {"code", "signal", "unknown"};
+  constexpr std::string_view kWhy[] = {"no", "asked", "timeout", "lease", "output"};
+  const Exited& exited = result.exited;
   Log("job ended", {{"user", exited.key.user},
                     {"job", std::to_string(exited.key.id)},
-                    {coded ? "code" : "signal", std::to_string(exited.value)},
-                    {"stopped", stopped ? "yes" : "no"},
+                    {kWhat[static_cast<size_t>(exited.cause)], std::to_string(exited.value)},
+                    {"stopped", kWhy[static_cast<size_t>(result.stop.kind)]},
                     {"oom_kills", std::to_string(exited.oom_kills)},
                     {"leftovers", std::to_string(exited.leftovers)}});
 }
@@ -27,19 +41,23 @@ void LogEnd(const Exited& exited, bool stopped) {
 }  // namespace
 
 JobTable::JobTable(EventLoop& loop, const JobTableLimits& limits, std::function<void(const std::string&)> broker_gone)
-    : loop_(loop),
-      limits_(limits),
-      broker_gone_(std::move(broker_gone)),
-      memory_(std::make_shared<OutputMemory>(limits.output_per_job, limits.output_in_all)) {}
+    : loop_(loop), limits_(limits), broker_gone_(std::move(broker_gone)), retention_(limits.output) {}
 
-void JobTable::StartJob(const std::string& user, std::vector<std::string> argv, std::vector<std::string> env,
-                        StartCallback done) {
+void JobTable::StartJob(const std::string& user, Start start, const JobNote& note, StartCallback done) {
   if (broker_ == nullptr) return done(tl::unexpected(JobFailure(NoJob::kGone)));
+  UserJobs& mine = users_[user];
+  if (const auto known = mine.by_request_key.find(note.request_key()); known != mine.by_request_key.end()) {
+    Entry& entry = jobs_.at({user, known->second});
+    if (entry.phase == Phase::kStarting) return entry.started.push_back(std::move(done));
+    return done(View(entry.view));
+  }
   if (broker_->backlog() >= limits_.broker_backlog) return done(tl::unexpected(JobFailure(NoJob::kBusy)));
-  const JobKey key{user, ++users_[user].last_id};
-  Entry& entry = jobs_[key];
-  entry.start = {key, {}, std::move(argv), std::move(env), "", "", 0};
-  entry.started = std::move(done);
+  start.key = {user, ++mine.last_id};
+  start.note = note.SerializeAsString();
+  if (!note.request_key().empty()) mine.by_request_key[note.request_key()] = start.key.id;
+  Entry& entry = jobs_[start.key];
+  entry.start = std::move(start);
+  entry.started.push_back(std::move(done));
   broker_->StartJob(entry.start);
 }
 
@@ -50,90 +68,176 @@ tl::expected<JobTable::View, NoJob> JobTable::Find(const JobKey& key) const {
   return found->second.view;
 }
 
-void JobTable::StopJob(const JobKey& key, StopCallback done) {
+void JobTable::StopJob(const JobKey& key, const StopOrder& order, StopCallback done) {
   if (broker_ == nullptr) return done(tl::unexpected(NoJob::kGone));
   const auto found = jobs_.find(key);
   if (found == jobs_.end()) return done(tl::unexpected(NoJob::kUnknown));
   Entry& entry = found->second;
   if (entry.phase == Phase::kEnded) return done(entry.view->result);
   entry.stop_waiters.push_back(std::move(done));
+  const uint64_t now = NowUs();
+  const uint64_t due =
+      now + static_cast<uint64_t>(microseconds(order.signal == 0 ? milliseconds(0) : order.grace).count());
+  const bool first = entry.stop.kind == StopKind::kNone;
+  if (!first && due >= entry.stop.since_us + uint64_t{entry.stop.grace_ms} * 1000) return;
+  if (first) entry.stop = {order.kind, order.signal, false, 0, now};
+  entry.stop.grace_ms = static_cast<uint32_t>((due - std::min(due, entry.stop.since_us)) / 1000);
   // A job that is starting is stopped once it has started: until then it may fail, its key be free, and a request that
   // names it break the protocol.
-  if (!std::exchange(entry.stopping, true) && entry.phase == Phase::kRunning) Terminate(key);
+  if (entry.phase != Phase::kRunning) return;
+  if (first) return BeginStop(key, entry);
+  entry.view->journal->SetStop(entry.stop);
+  KillAt(key, entry.stop);
 }
 
-void JobTable::Terminate(const JobKey& key) {
-  broker_->SignalJob(key, SIGTERM);
-  loop_.At(EventLoop::Clock::now() + limits_.stop_grace, [this, key] {
+void JobTable::BeginStop(const JobKey& key, Entry& entry) {
+  entry.view->phase = JobView::Phase::kEnding;
+  // Before it is done: the next front end carries it on.
+  entry.view->journal->SetStop(entry.stop);
+  if (entry.stop.signal != 0) broker_->SignalJob(key, entry.stop.signal);
+  // A job that is stopped (SIGSTOP) takes nothing but SIGKILL before it goes on.
+  if (entry.stop.signal != 0) broker_->SignalJob(key, SIGCONT);
+  KillAt(key, entry.stop);
+}
+
+void JobTable::KillAt(const JobKey& key, const StopState& stop) {
+  const uint64_t due = stop.since_us + uint64_t{stop.grace_ms} * 1000;
+  const uint64_t left = due - std::min(due, NowUs());
+  loop_.At(EventLoop::Clock::now() + microseconds(left), [this, key] {
     const auto found = jobs_.find(key);
-    if (broker_ != nullptr && found != jobs_.end() && found->second.phase == Phase::kRunning) broker_->KillJob(key);
+    if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kRunning) return;
+    StopState& state = found->second.stop;
+    state.killed = true;
+    found->second.view->journal->SetStop(state);
+    broker_->KillJob(key);
   });
 }
 
 void JobTable::Close() {
   broker_ = nullptr;
   for (auto& [key, entry] : jobs_) {
-    if (const StartCallback started = std::exchange(entry.started, nullptr)) {
+    for (const StartCallback& started : std::exchange(entry.started, {})) {
       started(tl::unexpected(JobFailure(NoJob::kGone)));
     }
     for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(tl::unexpected(NoJob::kGone));
-    if (entry.view != nullptr) entry.view->output->Abandon();
-    for (size_t i = 0; i < std::size(kStreams); ++i) ClosePipe(entry, i);
+    if (entry.view != nullptr) entry.view->journal->Abandon();
+    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
   }
 }
 
-void JobTable::OnJob(const Job& job, JobDescriptors pipes) {
-  UserJobs& user = users_[job.key.user];
-  user.last_id = std::max(user.last_id, job.key.id);
-  Entry& entry = jobs_[job.key];
-  Adopt(job.key, job.missing, entry, std::move(pipes));
-  if (!WatchPipes(job.key, entry)) entry.view->output->Abandon();
-  Log("job taken over", {{"user", job.key.user}, {"job", std::to_string(job.key.id)}});
-}
+void JobTable::OnJob(const Job& job, JobDescriptors descriptors) { Adopt(job, std::move(descriptors)); }
 
-void JobTable::OnStarted(const Started& started, JobDescriptors pipes) {
+void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
   const auto found = jobs_.find(started.key);
-  if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kStarting) return;
+  if (broker_ == nullptr) return;
+  // Asked for by a front end that is no more.
+  if (found == jobs_.end()) return Adopt(started, std::move(descriptors));
+  if (found->second.phase != Phase::kStarting) return;
   Entry& entry = found->second;
-  const std::string command = fmt::format("{}", fmt::join(entry.start.argv, " "));
-  Adopt(started.key, started.missing, entry, std::move(pipes));
-  const StartCallback done = std::exchange(entry.started, nullptr);
-  if (!WatchPipes(started.key, entry)) {
+  const std::vector<StartCallback> waiting = std::exchange(entry.started, {});
+  if (!MakeView(started, std::move(descriptors), entry)) {
     // Nobody could read what it writes: it never was. The broker tells its end, and then it is forgotten.
+    users_[started.key.user].by_request_key.erase(entry.view->note.request_key());
+    retention_.Remove(started.key.user, *entry.view->journal);
     entry.phase = Phase::kUnusable;
     entry.view = nullptr;
     broker_->KillJob(started.key);
-    return done(tl::unexpected(JobFailure(StageFailed{Stage::kPipe, EMFILE})));
+    for (const StartCallback& done : waiting) done(tl::unexpected(JobFailure(StageFailed{Stage::kPipe, EMFILE})));
+    return;
   }
-  Log("job started", {{"user", started.key.user}, {"job", std::to_string(started.key.id)}, {"command", command}});
-  if (entry.stopping) broker_->KillJob(started.key);
-  done(View(entry.view));
+  Log("job started", {{"user", started.key.user}, {"job", std::to_string(started.key.id)}});
+  ForgetAnchor(started.key.user);
+  if (entry.stop.kind != StopKind::kNone) BeginStop(started.key, entry);
+  for (const StartCallback& done : waiting) done(View(entry.view));
 }
 
-void JobTable::Adopt(const JobKey& key, uint8_t missing, Entry& entry, JobDescriptors pipes) {
+// A job that is there without this front end having asked for it.
+template <class Message>
+void JobTable::Adopt(const Message& job, JobDescriptors descriptors) {
+  Entry& entry = jobs_[job.key];
+  (void)MakeView(job, std::move(descriptors), entry);
+  JobView& view = *entry.view;
+  UserJobs& user = users_[job.key.user];
+  user.last_id = std::max(user.last_id, job.key.id);
+  if (job.key.id > user.anchor) ForgetAnchor(job.key.user);
+  if (!view.note.request_key().empty()) user.by_request_key[view.note.request_key()] = job.key.id;
+  Log("job taken over", {{"user", job.key.user},
+                         {"job", std::to_string(job.key.id)},
+                         {"output", std::to_string(view.journal->range().end)},
+                         {"damage", view.journal->damage().empty() ? "none" : view.journal->damage()}});
+  entry.stop = view.journal->stop();
+  if (entry.stop.kind == StopKind::kNone) return;
+  view.phase = JobView::Phase::kEnding;
+  KillAt(job.key, entry.stop);
+}
+
+// False when the job's output could not be had; there is a view all the same.
+template <class Message>
+bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& entry) {
   entry.phase = Phase::kRunning;
   entry.start = {};
-  entry.pipes = std::move(pipes);
   entry.view = std::make_shared<JobView>();
-  entry.view->key = key;
-  entry.view->missing = missing;
-  entry.view->output = std::make_shared<MemoryOutputStore>(memory_);
+  JobView& view = *entry.view;
+  view.key = job.key;
+  view.limits = job.limits;
+  view.missing = job.missing;
+  view.started_us = job.started_us;
+  const bool whole = descriptors[kJournalIndex].IsOpen();
+  if (whole) {
+    auto opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
+    if (opened) view.journal = std::move(*opened);
+  }
+  if (view.journal == nullptr) view.journal = Journal::Unreadable();
+  (void)view.note.ParseFromString(view.journal->start().note);
+  retention_.Add(job.key.user, *view.journal);
+  if (!whole) return false;
+  for (size_t i = 0; i < entry.pipes.size(); ++i) entry.pipes[i] = std::move(descriptors[i]);
+  WatchPipes(job.key, entry);
+  return entry.pipes[0].IsOpen() && entry.pipes[1].IsOpen();
 }
 
-bool JobTable::WatchPipes(const JobKey& key, Entry& entry) {
-  for (size_t i = 0; i < std::size(kStreams); ++i) {
+void JobTable::WatchPipes(const JobKey& key, Entry& entry) {
+  entry.waits = false;
+  for (size_t i = 0; i < entry.pipes.size(); ++i) {
     const int pipe = entry.pipes[i].Get();
-    if (pipe >= 0 && loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); })) continue;
-    for (size_t each = 0; each < std::size(kStreams); ++each) ClosePipe(entry, each);
-    return false;
+    if (pipe >= 0 && !loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); })) entry.pipes[i].Reset();
   }
-  return true;
 }
 
 void JobTable::ReadPipe(const JobKey& key, size_t index) {
   Entry& entry = jobs_.at(key);
-  const ssize_t size = entry.view->output->Take(kStreams[index], entry.pipes[index].Get());
-  if (size == 0 || (size < 0 && errno != EAGAIN && errno != EINTR)) ClosePipe(entry, index);
+  const ssize_t size = entry.view->journal->Take(kStreams[index], entry.pipes[index].Get(), kTakeAtMost);
+  if (size > 0) return CheckOutput(key, entry);
+  if (size == 0) return ClosePipe(entry, index);
+  if (errno == EAGAIN || errno == EINTR) return;
+  // Short of memory, or so. The bytes are still in the pipe.
+  Log("output waits", {{"user", key.user}, {"job", std::to_string(key.id)}, {"reason", strerror(errno)}});
+  loop_.Unwatch(entry.pipes[index].Get());
+  loop_.At(EventLoop::Clock::now() + kTryAgain, [this, key] { Resume(key); });
+}
+
+void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
+  switch (retention_.Check(key.user, *entry.view->journal)) {
+    case Retention::Verdict::kGoOn: return;
+    case Retention::Verdict::kKill:
+      if (entry.stop.kind == StopKind::kNone) StopJob(key, {StopKind::kOutputLimit, 0, {}}, [](const StopResult&) {});
+      [[fallthrough]];
+    case Retention::Verdict::kWait:
+      for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
+      entry.waits = true;
+      entry.view->journal->OnProgress([this, key] { loop_.Post([this, key] { Resume(key); }); });
+  }
+}
+
+void JobTable::Resume(const JobKey& key) {
+  const auto found = jobs_.find(key);
+  if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kRunning) return;
+  Entry& entry = found->second;
+  Journal& journal = *entry.view->journal;
+  if (entry.waits && retention_.Check(key.user, journal) != Retention::Verdict::kGoOn) return;
+  journal.OnProgress(nullptr);
+  for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
+  WatchPipes(key, entry);
 }
 
 void JobTable::ClosePipe(Entry& entry, size_t index) {
@@ -144,71 +248,125 @@ void JobTable::ClosePipe(Entry& entry, size_t index) {
 
 // The job's cgroup is empty, so what is in the pipes now is all of its output. A process elsewhere may have been handed
 // a write end: what it writes from now on is not waited for, or this would never end.
-void JobTable::Drain(Entry& entry) {
-  for (size_t i = 0; i < std::size(kStreams); ++i) {
+void JobTable::Drain(const JobKey& key, Entry& entry) {
+  for (size_t i = 0; i < entry.pipes.size(); ++i) {
     int left = 0;
     if (entry.pipes[i].IsOpen() && ioctl(entry.pipes[i].Get(), FIONREAD, &left) != 0) left = 0;
     while (left > 0) {
-      const ssize_t size = entry.view->output->Take(kStreams[i], entry.pipes[i].Get());
+      const ssize_t size = entry.view->journal->Take(kStreams[i], entry.pipes[i].Get(), static_cast<size_t>(left));
+      if (size < 0 && errno == EINTR) continue;
+      if (size < 0)
+        Log("output lost", {{"user", key.user}, {"job", std::to_string(key.id)}, {"reason", strerror(errno)}});
       if (size <= 0) break;
       left -= static_cast<int>(size);
     }
     ClosePipe(entry, i);
   }
+  entry.view->journal->OnProgress(nullptr);
 }
 
 void JobTable::OnFailed(const Failed& failed) {
   const auto found = jobs_.find(failed.key);
   if (failed.request != RequestType::kStart || found == jobs_.end()) return;  // a signal or a kill that came too late
   Entry& entry = found->second;
+  UserJobs& user = users_[failed.key.user];
   // Ended jobs count in the broker until they are forgotten, so the oldest makes room.
-  if (failed.stage == Stage::kJobs && entry.phase == Phase::kStarting && broker_ != nullptr &&
-      !users_[failed.key.user].ended.empty()) {
-    ForgetOldest(failed.key.user);
+  if (failed.stage == Stage::kJobs && broker_ != nullptr && (!user.ended.empty() || user.anchor != 0)) {
+    if (!user.ended.empty()) Forget({failed.key.user, user.ended.begin()->second});
+    ForgetAnchor(failed.key.user);
     return broker_->StartJob(entry.start);
   }
   Log("job not started", {{"user", failed.key.user},
                           {"job", std::to_string(failed.key.id)},
                           {"stage", StageName(failed.stage)},
                           {"errno", std::to_string(failed.error)}});
-  if (entry.view != nullptr) entry.view->output->Abandon();  // replayed while it was starting
-  for (size_t i = 0; i < std::size(kStreams); ++i) ClosePipe(entry, i);
+  JobNote note;
+  if (note.ParseFromString(entry.start.note)) user.by_request_key.erase(note.request_key());
   const auto node = jobs_.extract(found);
   for (const StopCallback& done : node.mapped().stop_waiters) done(tl::unexpected(NoJob::kUnknown));
-  if (!node.mapped().started) return;
-  node.mapped().started(tl::unexpected(JobFailure(StageFailed{failed.stage, static_cast<int>(failed.error)})));
+  for (const StartCallback& done : node.mapped().started) {
+    done(tl::unexpected(JobFailure(StageFailed{failed.stage, static_cast<int>(failed.error)})));
+  }
 }
 
 void JobTable::OnExited(const Exited& exited) {
   const auto found = jobs_.find(exited.key);
   if (broker_ == nullptr || found == jobs_.end()) return;
   Entry& entry = found->second;
-  if (entry.phase != Phase::kRunning && entry.phase != Phase::kUnusable) return;
-  LogEnd(exited, entry.stopping);
-  const bool unusable = entry.phase == Phase::kUnusable;
-  if (!unusable) {
-    Drain(entry);
-    entry.view->result = {exited, entry.stopping};
-    entry.view->output->Close();
-  }
-  entry.phase = Phase::kEnded;
-  for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(JobResult{exited, entry.stopping});
-  UserJobs& user = users_[exited.key.user];
-  // The broker keeps its record until then, so a front end that is restarted still learns of the job.
-  if (unusable) {
+  if (entry.phase == Phase::kUnusable) {
     jobs_.erase(found);
     return broker_->ForgetJob(exited.key);
   }
-  user.ended.push_back(exited.key.id);
-  if (user.ended.size() > limits_.ended_per_user) ForgetOldest(exited.key.user);
+  if (entry.phase != Phase::kRunning) return;
+  Journal& journal = *entry.view->journal;
+  Drain(exited.key, entry);
+  // A broker that was restarted may know less than was known before.
+  const std::optional<Exited> known = journal.end();
+  entry.view->result = {known ? *known : exited, entry.stop};
+  entry.view->phase = JobView::Phase::kEnded;
+  if (!known) {
+    journal.SetEnd(exited);
+    LogEnd(entry.view->result);
+  }
+  journal.Close();
+  (void)retention_.Check(exited.key.user, journal);
+  retention_.Ended(exited.key.user, journal);
+  entry.phase = Phase::kEnded;
+  for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(entry.view->result);
+  // The broker keeps its record until then, so a front end that is restarted still learns of the job.
+  users_[exited.key.user].ended.emplace(entry.view->result.exited.ended_us, exited.key.id);
+  if (journal.forgotten()) return Forget(exited.key);
+  ForgetSurplus(exited.key.user);
+  ForgetOld();
 }
 
-void JobTable::ForgetOldest(const std::string& user) {
-  std::deque<uint64_t>& ended = users_[user].ended;
-  const JobKey oldest{user, ended.front()};
-  ended.pop_front();
-  jobs_.erase(oldest);
-  broker_->ForgetJob(oldest);
+void JobTable::ForgetSurplus(const std::string& user) {
+  const auto& ended = users_[user].ended;
+  while (ended.size() > limits_.ended_per_user) Forget({user, ended.begin()->second});
+}
+
+// Looks again when the next one will be old enough.
+void JobTable::ForgetOld() {
+  if (limits_.ended_age.count() == 0) return;
+  const auto age = static_cast<uint64_t>(microseconds(limits_.ended_age).count());
+  const uint64_t now = NowUs();
+  uint64_t next = UINT64_MAX;
+  for (auto& [name, user] : users_) {
+    while (!user.ended.empty() && user.ended.begin()->first + age <= now) Forget({name, user.ended.begin()->second});
+    if (!user.ended.empty()) next = std::min(next, user.ended.begin()->first + age);
+  }
+  if (next == UINT64_MAX) return;
+  const auto when = EventLoop::Clock::now() + microseconds(next - now);
+  if (when >= next_look_) return;
+  next_look_ = when;
+  loop_.At(when, [this] {
+    next_look_ = EventLoop::Clock::time_point::max();
+    if (broker_ != nullptr) ForgetOld();
+  });
+}
+
+void JobTable::Forget(const JobKey& key) {
+  const auto found = jobs_.find(key);
+  UserJobs& user = users_[key.user];
+  const std::shared_ptr<JobView> view = found->second.view;
+  user.ended.erase({view->result.exited.ended_us, key.id});
+  user.by_request_key.erase(view->note.request_key());
+  const auto newer = [&](const auto& job) {
+    return job.first.user == key.user && job.second.phase != Phase::kStarting;
+  };
+  if (std::any_of(std::next(found), jobs_.upper_bound({key.user, UINT64_MAX}), newer)) {
+    broker_->ForgetJob(key);
+  } else {
+    user.anchor = key.id;
+    view->journal->Forget();
+  }
+  retention_.Remove(key.user, *view->journal);
+  jobs_.erase(found);
+}
+
+void JobTable::ForgetAnchor(const std::string& user) {
+  const uint64_t anchor = std::exchange(users_[user].anchor, 0);
+  if (anchor != 0) broker_->ForgetJob({user, anchor});
 }
 
 void JobTable::OnBrokerGone(const std::string& why) {

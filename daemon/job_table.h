@@ -1,10 +1,10 @@
 // Every job of every user: ids, states, ends, and who waits for what. It turns the broker's replies into all of that.
 #pragma once
 #include <chrono>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tl/expected.hpp>
 #include <variant>
@@ -12,31 +12,38 @@
 
 #include "daemon/broker_client.h"
 #include "daemon/event_loop.h"
-#include "daemon/output_store.h"
+#include "daemon/journal.h"
+#include "daemon/retention.h"
+#include "job_note.pb.h"
 
 namespace jobworker {
 
-// How a job ended, and whether a stop had been asked for before.
+// How a job ended, and what had been decided before.
 struct JobResult {
   Exited exited;
-  bool stopped = false;
+  StopState stop;
 };
 
 // A job that has started. Shared with the followers of its output, on any thread.
 struct JobView {
   JobKey key;
+  Limits limits{};  // effective
   uint8_t missing = 0;
-  std::shared_ptr<OutputStore> output;
-  // Set before the output is closed, and then for good: read it after Read said kEnd.
+  uint64_t started_us = 0;
+  JobNote note;
+  std::shared_ptr<Journal> journal;  // and, in its start(), what was asked for
+  // Of the loop's thread.
+  enum class Phase { kRunning, kEnding, kEnded } phase = Phase::kRunning;  // kEnding: a stop has begun
+  // Set before the journal is closed, and then for good: read it after Read said kEnd.
   JobResult result;
 };
 
 struct JobTableLimits {
-  std::chrono::milliseconds stop_grace{5000};  // from SIGTERM to cgroup.kill
-  size_t ended_per_user = 1000;                // older ones are forgotten
-  size_t broker_backlog = 1024;                // requests that wait for the broker; a start beyond them fails
-  size_t output_per_job = size_t{64} << 20;
-  size_t output_in_all = size_t{256} << 20;
+  std::chrono::milliseconds stop_grace{5000};     // from SIGTERM to cgroup.kill, when the stop does not say
+  size_t ended_per_user = 1000;                   // older ones are forgotten
+  std::chrono::seconds ended_age{7 * 24 * 3600};  // and those that ended so long ago; 0: never
+  size_t broker_backlog = 1024;                   // requests that wait for the broker; a start beyond them fails
+  OutputLimits output;
 };
 
 // Why there is no job, or none any more that a call could wait for.
@@ -64,18 +71,24 @@ class JobTable : public BrokerEvents {
   // The broker's client, which reports to this table and outlives its use. To be set before anything else.
   void Use(BrokerClient& broker) { broker_ = &broker; }
 
-  // Gives the job the user's next id.
-  void StartJob(const std::string& user, std::vector<std::string> argv, std::vector<std::string> env,
-                StartCallback done);
+  // `start` with the user's next id in its key, unless the user has a job with the note's request key: then that one.
+  void StartJob(const std::string& user, Start start, const JobNote& note, StartCallback done);
   tl::expected<View, NoJob> Find(const JobKey& key) const;
-  // SIGTERM, the grace period, SIGKILL to the whole cgroup. `done` is called when the cgroup is empty and gone; at once
-  // for a job that has ended. A second stop waits for the same end.
-  void StopJob(const JobKey& key, StopCallback done);
+  // The signal, the grace period, SIGKILL to the whole cgroup. `done` is called when the cgroup is empty and gone; at
+  // once for a job that has ended. The first stop counts; a later one can only shorten the grace.
+  struct StopOrder {
+    StopKind kind = StopKind::kAsked;
+    uint8_t signal = 15;  // 0: cgroup.kill at once
+    std::chrono::milliseconds grace{};
+  };
+  void StopJob(const JobKey& key, const StopOrder& order, StopCallback done);
+  [[nodiscard]] std::chrono::milliseconds stop_grace() const { return limits_.stop_grace; }
   // Everybody who waits is told kGone, and so is everybody who comes. The jobs are left as they are.
   void Close();
+  [[nodiscard]] const Retention& retention() const { return retention_; }
 
-  void OnJob(const Job& job, JobDescriptors pipes) override;
-  void OnStarted(const Started& started, JobDescriptors pipes) override;
+  void OnJob(const Job& job, JobDescriptors descriptors) override;
+  void OnStarted(const Started& started, JobDescriptors descriptors) override;
   void OnFailed(const Failed& failed) override;
   void OnExited(const Exited& exited) override;
   void OnUsage(const UsageIs&) override {}
@@ -85,34 +98,49 @@ class JobTable : public BrokerEvents {
   enum class Phase { kStarting, kRunning, kUnusable, kEnded };
   struct Entry {
     Phase phase = Phase::kStarting;
-    Start start;            // while kStarting
-    StartCallback started;  // while kStarting
+    Start start;                         // while kStarting
+    std::vector<StartCallback> started;  // while kStarting
     std::shared_ptr<JobView> view;
-    JobDescriptors pipes;
-    bool stopping = false;
+    std::array<UniqueFd, 2> pipes;  // by OutputStream
+    bool waits = false;             // for followers to read, before more is taken
+    StopState stop;
     std::vector<StopCallback> stop_waiters;
   };
   struct UserJobs {
     uint64_t last_id = 0;
-    std::deque<uint64_t> ended;  // oldest first
+    std::set<std::pair<uint64_t, uint64_t>> ended;  // when (us), id
+    // The broker alone knows the last id over a restart of this process, so the newest job stays with it, though it is
+    // forgotten here, until there is a newer one. 0: none.
+    uint64_t anchor = 0;
+    std::map<std::string, uint64_t> by_request_key;
   };
   using Jobs = std::map<JobKey, Entry>;
 
-  void Adopt(const JobKey& key, uint8_t missing, Entry& entry, JobDescriptors pipes);
-  bool WatchPipes(const JobKey& key, Entry& entry);
+  template <class Message>
+  void Adopt(const Message& job, JobDescriptors descriptors);
+  template <class Message>
+  bool MakeView(const Message& job, JobDescriptors descriptors, Entry& entry);
+  void WatchPipes(const JobKey& key, Entry& entry);
   void ReadPipe(const JobKey& key, size_t index);
-  void Drain(Entry& entry);
+  void Drain(const JobKey& key, Entry& entry);
   void ClosePipe(Entry& entry, size_t index);
-  void Terminate(const JobKey& key);
-  void ForgetOldest(const std::string& user);
+  void CheckOutput(const JobKey& key, Entry& entry);
+  void Resume(const JobKey& key);
+  void BeginStop(const JobKey& key, Entry& entry);
+  void KillAt(const JobKey& key, const StopState& stop);
+  void Forget(const JobKey& key);
+  void ForgetAnchor(const std::string& user);
+  void ForgetSurplus(const std::string& user);
+  void ForgetOld();
 
   EventLoop& loop_;
   const JobTableLimits limits_;
   const std::function<void(const std::string&)> broker_gone_;
   BrokerClient* broker_ = nullptr;  // none once it is gone or the table is closed
-  std::shared_ptr<OutputMemory> memory_;
+  Retention retention_;
   Jobs jobs_;
   std::map<std::string, UserJobs> users_;
+  EventLoop::Clock::time_point next_look_ = EventLoop::Clock::time_point::max();  // of ForgetOld
 };
 
 }  // namespace jobworker

@@ -27,7 +27,7 @@ class EchoUser : public Worker::CallbackService {
   grpc::ServerUnaryReactor* JobStop(grpc::CallbackServerContext* context, const WorkerPIDRequest*,
                                     WorkerResponse* response) override {
     auto* reactor = context->DefaultReactor();
-    const auto user = gate_.Admit(*context, Method::kJobStop);
+    const auto user = gate_.Admit(*context, FindMethod(Method::kJobStop));
     if (user) response->set_log(*user);
     reactor->Finish(user ? grpc::Status::OK : user.error());
     return reactor;

@@ -1,0 +1,412 @@
+#include "daemon/journal.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+
+#include "daemon/because.h"
+
+namespace jobworker {
+
+namespace {
+
+// The front end's part of the index: eight words, then the Exited with its length in front, 0 while there is none.
+enum Header : uint64_t { kMagic, kFirst, kStopState, kStopSince, kForgotten, kEnd = 8 };
+constexpr uint64_t kMagicNumber = 0x31304c414e52554a;  // "JURNAL01"
+constexpr uint64_t kWord = sizeof(uint64_t);
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kMarkCost = 32;            // in the index, and in marks_
+constexpr uint64_t kJournalCost = 12 * 1024;  // two inodes, a page each
+constexpr uint64_t kMarkEveryUs = 100'000;    // at most; so that times are good enough
+constexpr uint64_t kPunchAtLeast = 256 * 1024;
+
+uint64_t NowUs() {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
+}
+
+// All of it, or false with errno. Nothing here crosses a page, so a kill leaves all of it or none.
+bool WriteAt(int fd, uint64_t offset, const void* bytes, size_t size) {
+  ssize_t written;
+  do {
+    written = pwrite(fd, bytes, size, static_cast<off_t>(offset));
+  } while (written < 0 && errno == EINTR);
+  return written == static_cast<ssize_t>(size);
+}
+
+bool WriteWord(int fd, Header word, uint64_t value) { return WriteAt(fd, word * kWord, &value, kWord); }
+
+std::string ReadAt(int fd, uint64_t offset, size_t size) {
+  std::string bytes(size, '\0');
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t got = pread(fd, bytes.data() + done, size - done, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    done += static_cast<size_t>(got);
+  }
+  bytes.resize(done);
+  return bytes;
+}
+
+uint64_t ReadWord(int fd, Header word) {
+  uint64_t value = 0;
+  const std::string bytes = ReadAt(fd, word * kWord, kWord);
+  std::memcpy(&value, bytes.data(), bytes.size());
+  return value;
+}
+
+// A message with its length in front; empty when there is none of at most `most` bytes.
+std::string ReadSized(int fd, uint64_t offset, uint32_t most) {
+  uint32_t size = 0;
+  const std::string length = ReadAt(fd, offset, sizeof(size));
+  std::memcpy(&size, length.data(), length.size());
+  return size <= most ? ReadAt(fd, offset + sizeof(size), size) : "";
+}
+
+void PunchHole(int fd, uint64_t& from, uint64_t to) {
+  to -= to % kPage;
+  if (to < from + kPage) return;
+  int result;
+  do {
+    result = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                       static_cast<off_t>(to - from));
+  } while (result != 0 && errno == EINTR);
+  if (result == 0) from = to;  // else the next one tries again
+}
+
+void Tell(const std::vector<std::shared_ptr<OutputReader>>& readers) {
+  for (const std::shared_ptr<OutputReader>& reader : readers) reader->OutputReady();
+}
+
+}  // namespace
+
+tl::expected<std::shared_ptr<Journal>, std::string> Journal::Open(UniqueFd data, UniqueFd index) {
+  std::shared_ptr<Journal> journal(new Journal(std::move(data), std::move(index)));
+  if (const auto loaded = journal->Load(); !loaded) return Because(loaded.error());
+  return journal;
+}
+
+std::shared_ptr<Journal> Journal::Unreadable() {
+  std::shared_ptr<Journal> journal(new Journal({}, {}));
+  journal->damage_ = "this process had no descriptors free for it";
+  return journal;
+}
+
+tl::expected<void, std::string> Journal::Load() {
+  struct stat data {
+  }, index{};
+  if (fstat(data_.Get(), &data) != 0 || fstat(index_.Get(), &index) != 0) {
+    return Because(fmt::format("the journal's memory cannot be looked at: {}", strerror(errno)));
+  }
+  end_ = static_cast<uint64_t>(data.st_size);
+  std::string damage = LoadStart(static_cast<uint64_t>(index.st_size));
+  const uint64_t magic = ReadWord(index_.Get(), kMagic);
+  if (damage.empty() && magic == kMagicNumber) damage = LoadMarks(static_cast<uint64_t>(index.st_size));
+  if (magic != kMagicNumber && (magic != 0 || end_ != 0)) damage = "it was written by another version";
+  if (!damage.empty()) BeginAnew(damage);
+  if (magic != kMagicNumber && !WriteWord(index_.Get(), kMagic, kMagicNumber)) {
+    return Because(fmt::format("the journal cannot be written: {}", strerror(errno)));
+  }
+  Account();
+  return {};
+}
+
+std::string Journal::LoadStart(uint64_t index_size) {
+  const std::string message = ReadSized(index_.Get(), kJournalStart, kMaxMessageBytes);
+  std::optional<Request> request = Decode<Request>(message);
+  Start* const start = request ? std::get_if<Start>(&*request) : nullptr;
+  const uint64_t start_end = start != nullptr ? kJournalStart + sizeof(uint32_t) + message.size() : index_size;
+  marks_at_ = (start_end + sizeof(Mark) - 1) / sizeof(Mark) * sizeof(Mark);
+  if (start == nullptr) return "the request that made the job is not in it";
+  start_ = std::move(*start);
+  return "";
+}
+
+std::string Journal::LoadMarks(uint64_t index_size) {
+  first_ = ReadWord(index_.Get(), kFirst);
+  if (first_ > end_) return "it begins after its end";
+  // What was punched away is a hole, up to the page that has the first mark that counts.
+  const off_t begin = lseek(index_.Get(), static_cast<off_t>(marks_at_), SEEK_DATA);
+  const uint64_t from = begin < 0 ? index_size : static_cast<uint64_t>(begin);
+  const std::string bytes = ReadAt(index_.Get(), from, from < index_size ? index_size - from : 0);
+  marks_dropped_ = (std::max(from, marks_at_) - marks_at_) / sizeof(Mark);
+  for (size_t at = 0; at + sizeof(Mark) <= bytes.size(); at += sizeof(Mark)) {
+    Mark mark;
+    std::memcpy(&mark, bytes.data() + at, sizeof(mark));
+    if (mark.time_us == 0 && marks_.empty()) {
+      ++marks_dropped_;
+      continue;
+    }
+    const bool follows = marks_.empty() || mark.offset() >= marks_.back().offset();
+    if (mark.time_us == 0 || !follows || mark.offset() > end_) return "its marks are not in order";
+    marks_.push_back(mark);
+  }
+  if (first_ < end_ && (marks_.empty() || marks_.front().offset() > first_))
+    return "it does not say whose its bytes are";
+  return "";
+}
+
+// What is in the data file is of no use without its marks. The next byte's offset stays what it was.
+void Journal::BeginAnew(std::string damage) {
+  damage_ = std::move(damage);
+  marks_.clear();
+  marks_dropped_ = 0;
+  first_ = end_;
+  struct stat info {};
+  const uint64_t size = fstat(index_.Get(), &info) == 0 ? static_cast<uint64_t>(info.st_size) : 0;
+  uint64_t from = (marks_at_ + kPage - 1) / kPage * kPage;
+  marks_at_ = std::max(marks_at_, (size + sizeof(Mark) - 1) / sizeof(Mark) * sizeof(Mark));
+  PunchHole(index_.Get(), from, marks_at_);
+  PunchHole(data_.Get(), punched_, end_);
+  (void)WriteWord(index_.Get(), kFirst, first_);
+}
+
+void Journal::Account() { held_ = end_ - first_ + kMarkCost * marks_.size() + kJournalCost; }
+
+bool Journal::WriteMark(size_t number, const Mark& mark) {
+  return WriteAt(index_.Get(), marks_at_ + number * sizeof(Mark), &mark, sizeof(mark));
+}
+
+// Before the bytes: from here on they are of that stream.
+bool Journal::Put(OutputStream stream) {
+  const Mark mark{end_ << 1 | static_cast<uint64_t>(stream), NowUs()};
+  const bool replace = !marks_.empty() && marks_.back().offset() == end_;  // no byte has come since
+  if (!marks_.empty() && marks_.back().stream() == stream && mark.time_us - marks_.back().time_us < kMarkEveryUs) {
+    return true;
+  }
+  if (!WriteMark(marks_dropped_ + marks_.size() - (replace ? 1 : 0), mark)) return false;
+  if (replace) marks_.pop_back();
+  marks_.push_back(mark);
+  return true;
+}
+
+ssize_t Journal::Take(OutputStream stream, int pipe, size_t most) {
+  auto offset = static_cast<off_t>(end_);  // written by this thread alone
+  {
+    const std::lock_guard lock(mutex_);
+    if (!Put(stream)) return -1;
+  }
+  const ssize_t size = splice(pipe, nullptr, data_.Get(), &offset, most, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+  if (size <= 0) return size;
+  std::vector<std::shared_ptr<OutputReader>> ready;
+  std::shared_ptr<const std::string> shared;  // kept until all who waited have come for it
+  {
+    const std::lock_guard lock(mutex_);
+    const uint64_t begin = end_;
+    end_ += static_cast<uint64_t>(size);
+    ready.swap(waiting_);
+    if (ready.size() > 1) shared = Share(begin, ChunkEnd(*SegmentAt(begin), begin));
+    Account();
+  }
+  Tell(ready);  // without the lock: they read at once
+  return size;
+}
+
+uint64_t Journal::DropTo(uint64_t held) {
+  const uint64_t before = held_;
+  if (before <= held) return 0;
+  const std::lock_guard lock(mutex_);
+  Drop(std::min(end_, first_ + (before - held)));
+  return before - held_;
+}
+
+uint64_t Journal::DropReadTo(uint64_t held, uint64_t margin) {
+  const uint64_t before = held_;
+  if (before <= held) return 0;
+  const std::lock_guard lock(mutex_);
+  uint64_t slowest = cursors_.empty() ? 0 : UINT64_MAX;
+  for (const OutputCursor* cursor : cursors_) slowest = std::min(slowest, cursor->offset);
+  const uint64_t read = slowest > first_ + margin ? slowest - margin : first_;
+  Drop(std::min({end_, read, first_ + (before - held)}));
+  return before - held_;
+}
+
+// The new beginning is written first: a kill in between leaves bytes that nobody misses, not zeros that somebody reads.
+void Journal::Drop(uint64_t first) {
+  if (first <= first_ || !WriteWord(index_.Get(), kFirst, first)) return;
+  first_ = first;
+  while (marks_.size() > 1 && marks_[1].offset() <= first_) {
+    marks_.pop_front();
+    ++marks_dropped_;
+  }
+  if (first_ - punched_ >= kPunchAtLeast || first_ == end_) PunchHole(data_.Get(), punched_, first_);
+  uint64_t from = std::max(index_punched_, (marks_at_ + kPage - 1) / kPage * kPage);
+  PunchHole(index_.Get(), from, marks_at_ + marks_dropped_ * sizeof(Mark));
+  index_punched_ = from;
+  Account();
+}
+
+StopState Journal::stop() const {
+  const uint64_t word = ReadWord(index_.Get(), kStopState);
+  const auto kind =
+      static_cast<StopKind>(std::min<uint64_t>(word & 0xff, static_cast<uint64_t>(StopKind::kOutputLimit)));
+  return {kind, static_cast<uint8_t>(word >> 8), (word >> 16 & 1) != 0, static_cast<uint32_t>(word >> 32),
+          ReadWord(index_.Get(), kStopSince)};
+}
+
+void Journal::SetStop(const StopState& stop) {
+  const uint64_t word = static_cast<uint64_t>(stop.kind) | uint64_t{stop.signal} << 8 |
+                        uint64_t{stop.killed ? 1U : 0U} << 16 | uint64_t{stop.grace_ms} << 32;
+  (void)(WriteWord(index_.Get(), kStopSince, stop.since_us) && WriteWord(index_.Get(), kStopState, word));
+}
+
+std::optional<Exited> Journal::end() const {
+  const std::optional<Reply> reply = Decode<Reply>(ReadSized(index_.Get(), kEnd * kWord, kJournalStart - kEnd * kWord));
+  const Exited* const exited = reply ? std::get_if<Exited>(&*reply) : nullptr;
+  return exited != nullptr ? std::optional(*exited) : std::nullopt;
+}
+
+void Journal::SetEnd(const Exited& exited) {
+  ByteWriter writer;
+  writer.Bytes(Encode(exited), 0);
+  const std::string bytes = writer.Take();
+  static_assert(kEnd * kWord + 4 + 256 < kJournalStart);
+  (void)WriteAt(index_.Get(), kEnd * kWord, bytes.data(), bytes.size());
+}
+
+void Journal::Forget() {
+  (void)WriteWord(index_.Get(), kForgotten, 1);
+  (void)DropTo(0);
+}
+
+bool Journal::forgotten() const { return ReadWord(index_.Get(), kForgotten) != 0; }
+
+Journal::Range Journal::range() const {
+  const std::lock_guard lock(mutex_);
+  return {first_, end_};
+}
+
+// Only for a mark that is there: of an offset in [first_, end_).
+std::optional<Journal::Segment> Journal::SegmentAt(uint64_t offset) const {
+  if (offset < first_ || offset >= end_) return std::nullopt;
+  // Of marks with one offset the last counts: there are no bytes between them.
+  const auto next = std::upper_bound(marks_.begin(), marks_.end(), offset,
+                                     [](uint64_t wanted, const Mark& mark) { return wanted < mark.offset(); });
+  const Mark& mark = *std::prev(next);
+  return Segment{std::max(mark.offset(), first_), next == marks_.end() ? end_ : next->offset(), mark.stream(),
+                 mark.time_us};
+}
+
+// Chunks end at multiples of their size, so that readers who began at different places come to share them.
+uint64_t Journal::ChunkEnd(const Segment& segment, uint64_t begin) {
+  return std::min(segment.end, (begin / kMaxChunk + 1) * kMaxChunk);
+}
+
+std::shared_ptr<const std::string> Journal::Share(uint64_t begin, uint64_t end) {
+  std::shared_ptr<const std::string> bytes = shared_.lock();
+  if (bytes != nullptr && shared_begin_ == begin && bytes->size() == end - begin) return bytes;
+  bytes = std::make_shared<const std::string>(ReadAt(data_.Get(), begin, end - begin));
+  shared_begin_ = begin;
+  shared_ = bytes;
+  return bytes;
+}
+
+Journal::Chunk Journal::Read(OutputCursor& cursor, const std::shared_ptr<OutputReader>& reader) {
+  std::function<void()> progress;
+  Chunk chunk;
+  {
+    const std::lock_guard lock(mutex_);
+    chunk = ReadLocked(cursor);
+    if (chunk.outcome == Outcome::kWait && reader != nullptr) waiting_.push_back(reader);
+    progress = progress_;
+  }
+  if (progress) progress();
+  return chunk;
+}
+
+Journal::Chunk Journal::ReadLocked(OutputCursor& cursor) {
+  Chunk chunk;
+  chunk.outcome = Outcome::kBytes;
+  if (cursor.offset < first_) chunk.dropped = first_ - std::exchange(cursor.offset, first_);
+  std::optional<Segment> segment = SegmentAt(cursor.offset);
+  while (segment && cursor.only && segment->stream != *cursor.only) {
+    cursor.offset = segment->end;
+    segment = SegmentAt(cursor.offset);
+  }
+  chunk.offset = cursor.offset;
+  if (!segment) {
+    if (chunk.dropped == 0) chunk.outcome = at_end_;
+    return chunk;
+  }
+  chunk.stream = segment->stream;
+  chunk.time_us = segment->time_us;
+  chunk.bytes = Share(cursor.offset, ChunkEnd(*segment, cursor.offset));
+  cursor.offset += chunk.bytes->size();
+  return chunk;
+}
+
+void Journal::Leave(const std::shared_ptr<OutputReader>& reader) {
+  const std::lock_guard lock(mutex_);
+  waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), reader), waiting_.end());
+}
+
+uint64_t Journal::TailBytes(std::optional<OutputStream> only, uint64_t count) const {
+  const std::lock_guard lock(mutex_);
+  uint64_t at = end_;
+  while (at > first_ && count > 0) {
+    const Segment segment = *SegmentAt(at - 1);
+    const bool counts = !only || segment.stream == *only;
+    const uint64_t taken = counts ? std::min(count, at - segment.begin) : at - segment.begin;
+    at -= taken;
+    count -= counts ? taken : 0;
+  }
+  return at;
+}
+
+// As tail(1) counts: what follows the last newline is a line too, if it is not empty.
+uint64_t Journal::TailLines(std::optional<OutputStream> only, uint64_t count) const {
+  const std::lock_guard lock(mutex_);
+  if (count == 0) return end_;
+  bool last_byte = true;
+  for (uint64_t at = end_; at > first_;) {
+    const Segment segment = *SegmentAt(at - 1);
+    const uint64_t begin = std::max(segment.begin, at - std::min<uint64_t>(at, kMaxChunk));
+    const bool counts = !only || segment.stream == *only;
+    const std::string bytes = counts ? ReadAt(data_.Get(), begin, at - begin) : "";
+    for (size_t i = bytes.size(); i-- > 0; last_byte = false) {
+      if (bytes[i] == '\n' && !last_byte && --count == 0) return begin + i + 1;
+    }
+    at = begin;
+  }
+  return first_;
+}
+
+void Journal::Attach(const OutputCursor* cursor) {
+  const std::lock_guard lock(mutex_);
+  cursors_.push_back(cursor);
+}
+
+void Journal::Detach(const OutputCursor* cursor) {
+  const std::lock_guard lock(mutex_);
+  cursors_.erase(std::remove(cursors_.begin(), cursors_.end(), cursor), cursors_.end());
+}
+
+size_t Journal::followers() const {
+  const std::lock_guard lock(mutex_);
+  return cursors_.size();
+}
+
+void Journal::OnProgress(std::function<void()> progress) {
+  const std::lock_guard lock(mutex_);
+  progress_ = std::move(progress);
+}
+
+void Journal::Finish(Outcome outcome) {
+  std::vector<std::shared_ptr<OutputReader>> ready;
+  {
+    const std::lock_guard lock(mutex_);
+    if (at_end_ == Outcome::kWait) at_end_ = outcome;
+    ready.swap(waiting_);
+  }
+  Tell(ready);
+}
+
+}  // namespace jobworker

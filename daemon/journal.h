@@ -1,0 +1,174 @@
+// The output of one job, and what is known of it, in two memfds that the broker keeps too: a front end that dies at any
+// instant leaves all of it to the next one. Filled by the event loop, read by any number of followers.
+//
+// Data: the bytes of both streams, in the order in which they were read from the job; what is at offset N of the job's
+// output is at offset N of the file, always. The front is punched away (fallocate(2)) as retention asks for it.
+//
+// Index: kJournalStart bytes that belong to the front end (see Header in journal.cc); the Start that made the job, as
+// the broker wrote it; then, from the next multiple of 16 on, one Mark of 16 bytes after the other: from its offset on
+// the bytes are of its stream. A mark is written before the bytes that it tells of, so there is no instant at which a
+// byte is without one. Marks that are no longer needed are punched away too, and read as zeros.
+#pragma once
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tl/expected.hpp>
+#include <vector>
+
+#include "common/broker_protocol.h"
+#include "common/unique_fd.h"
+
+namespace jobworker {
+
+enum class OutputStream : uint8_t { kStdout, kStderr };
+
+// Told once, on the loop's thread, that there is something to read, after a Read that said kWait.
+class OutputReader {
+ public:
+  virtual ~OutputReader() = default;
+  virtual void OutputReady() = 0;
+};
+
+// Where a reader is: the next byte that it wants, of both streams or of one. Belongs to the reader, who alone moves it,
+// by Read.
+struct OutputCursor {
+  uint64_t offset = 0;
+  std::optional<OutputStream> only;
+};
+
+// Why a job is being ended, kept in its journal so that the next front end carries it out and tells it.
+enum class StopKind : uint8_t { kNone, kAsked, kTimeout, kLease, kOutputLimit };
+struct StopState {
+  StopKind kind = StopKind::kNone;
+  uint8_t signal = 0;     // sent first; 0: cgroup.kill at once
+  bool killed = false;    // the grace period ran out, and cgroup.kill followed
+  uint32_t grace_ms = 0;  // from the signal to cgroup.kill
+  uint64_t since_us = 0;  // when it began, UTC
+};
+
+class Journal {
+ public:
+  static constexpr size_t kMaxChunk = 64 * 1024;
+
+  enum class Outcome {
+    kBytes,      // some bytes, or a gap, or a gap and bytes
+    kWait,       // nothing yet; the reader will be told
+    kEnd,        // all was read, and no more will come
+    kAbandoned,  // all was read; more may exist, but this front end will not have it
+  };
+  struct Chunk {
+    Outcome outcome = Outcome::kWait;
+    OutputStream stream = OutputStream::kStdout;
+    uint64_t offset = 0;   // of the first byte; without bytes, the reader's new position
+    uint64_t time_us = 0;  // when they were read from the job, UTC, to a tenth of a second
+    uint64_t dropped = 0;  // bytes before `offset` that the reader asked for and retention has removed
+    std::shared_ptr<const std::string> bytes;  // at most kMaxChunk; shared among readers; null without any
+  };
+
+  // Takes the memfds over, empty ones or those that another front end has left. `damage` says what could not be read:
+  // such a journal begins anew at the offset that it had reached. Fails only when the kernel does.
+  static tl::expected<std::shared_ptr<Journal>, std::string> Open(UniqueFd data, UniqueFd index);
+  // Of a job whose memfds this front end could not receive: it holds nothing and takes nothing.
+  static std::shared_ptr<Journal> Unreadable();
+  Journal(const Journal&) = delete;
+  [[nodiscard]] const std::string& damage() const { return damage_; }
+  // The request that made the job; argv is empty when the journal was damaged.
+  [[nodiscard]] const Start& start() const { return start_; }
+
+  // --- On the loop's thread. ---
+
+  // Moves up to `most` bytes from the pipe. Returns as splice(2) does: 0 at the end of the pipe, -1 with errno.
+  ssize_t Take(OutputStream stream, int pipe, size_t most);
+  // Removes the oldest bytes until `held` bytes or less are held. Returns how many bytes of memory that freed.
+  uint64_t DropTo(uint64_t held);
+  // The same, but never what is less than `margin` bytes behind the slowest attached cursor; nothing without a cursor.
+  uint64_t DropReadTo(uint64_t held, uint64_t margin);
+  // Memory of data, marks and what a journal costs at least.
+  [[nodiscard]] uint64_t held() const { return held_; }
+  // Nothing comes any more. The first of the two counts.
+  void Close() { Finish(Outcome::kEnd); }
+  void Abandon() { Finish(Outcome::kAbandoned); }
+
+  [[nodiscard]] StopState stop() const;
+  void SetStop(const StopState& stop);
+  // The end, once it is known.
+  [[nodiscard]] std::optional<Exited> end() const;
+  void SetEnd(const Exited& exited);
+  // Gives up all output, and is as forgotten to whoever takes it over later.
+  void Forget();
+  [[nodiscard]] bool forgotten() const;
+
+  // --- From any thread. ---
+
+  struct Range {
+    uint64_t first = 0, end = 0;  // what is held: [first, end)
+  };
+  [[nodiscard]] Range range() const;
+  // Moves the cursor. With kWait the reader is kept, and told once.
+  Chunk Read(OutputCursor& cursor, const std::shared_ptr<OutputReader>& reader);
+  // Takes back a kWait, if there is one.
+  void Leave(const std::shared_ptr<OutputReader>& reader);
+  // Where the last `count` bytes or lines of the cursor's streams begin.
+  [[nodiscard]] uint64_t TailBytes(std::optional<OutputStream> only, uint64_t count) const;
+  [[nodiscard]] uint64_t TailLines(std::optional<OutputStream> only, uint64_t count) const;
+  // DropReadTo heeds attached cursors. `progress`, if set, is called by whichever thread reads, after each Read of one.
+  void Attach(const OutputCursor* cursor);
+  void Detach(const OutputCursor* cursor);
+  [[nodiscard]] size_t followers() const;
+  void OnProgress(std::function<void()> progress);
+
+ private:
+  struct Mark {
+    uint64_t offset_and_stream = 0;
+    uint64_t time_us = 0;  // never 0 in a mark that counts
+    [[nodiscard]] uint64_t offset() const { return offset_and_stream >> 1; }
+    [[nodiscard]] OutputStream stream() const { return static_cast<OutputStream>(offset_and_stream & 1); }
+  };
+  struct Segment {
+    uint64_t begin = 0, end = 0;
+    OutputStream stream = OutputStream::kStdout;
+    uint64_t time_us = 0;
+  };
+
+  Journal(UniqueFd data, UniqueFd index) : data_(std::move(data)), index_(std::move(index)) {}
+  tl::expected<void, std::string> Load();
+  std::string LoadStart(uint64_t index_size);
+  std::string LoadMarks(uint64_t index_size);
+  void BeginAnew(std::string damage);
+  bool Put(OutputStream stream);
+  bool WriteMark(size_t number, const Mark& mark);
+  void Drop(uint64_t first);
+  void Account();
+  [[nodiscard]] std::optional<Segment> SegmentAt(uint64_t offset) const;
+  static uint64_t ChunkEnd(const Segment& segment, uint64_t begin);
+  std::shared_ptr<const std::string> Share(uint64_t begin, uint64_t end);
+  Chunk ReadLocked(OutputCursor& cursor);
+  void Finish(Outcome outcome);
+
+  const UniqueFd data_, index_;
+  std::string damage_;
+  Start start_;
+  uint64_t marks_at_ = 0;                     // where in the index the marks begin
+  uint64_t marks_dropped_ = 0;                // how many are no longer in marks_
+  uint64_t punched_ = 0, index_punched_ = 0;  // up to where the files are holes
+  std::atomic<uint64_t> held_ = 0;
+
+  mutable std::mutex mutex_;  // guards the rest
+  std::deque<Mark> marks_;    // the first one tells of first_
+  uint64_t first_ = 0, end_ = 0;
+  Outcome at_end_ = Outcome::kWait;
+  std::vector<std::shared_ptr<OutputReader>> waiting_;
+  std::vector<const OutputCursor*> cursors_;
+  std::function<void()> progress_;
+  // What was read last, for whoever comes to the same place while somebody still has it.
+  uint64_t shared_begin_ = 0;
+  std::weak_ptr<const std::string> shared_;
+};
+
+}  // namespace jobworker

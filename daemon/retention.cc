@@ -1,0 +1,114 @@
+#include "daemon/retention.h"
+
+#include <algorithm>
+
+namespace jobworker {
+
+namespace {
+
+constexpr uint64_t kSlack = uint64_t{1} << 20;
+
+// Some more goes than must: looking for the biggest, and punching holes, is not to be done for every byte.
+uint64_t Below(uint64_t limit) { return limit - std::min(kSlack, limit / 16); }
+
+Journal* Biggest(const std::set<Journal*>& journals) {
+  const auto biggest = std::max_element(journals.begin(), journals.end(),
+                                        [](const Journal* a, const Journal* b) { return a->held() < b->held(); });
+  return biggest == journals.end() ? nullptr : *biggest;
+}
+
+}  // namespace
+
+std::string_view PolicyName(OutputPolicy policy) {
+  constexpr std::string_view kNames[] = {"drop-oldest", "block", "kill"};
+  return kNames[static_cast<size_t>(policy)];
+}
+
+void Retention::Add(const std::string& user, Journal& journal) {
+  Owner& owner = owners_[user];
+  owner.running.insert(&journal);
+  Account(owner, journal);
+  ShrinkAll();
+}
+
+void Retention::Remove(const std::string& user, Journal& journal) {
+  Owner& owner = owners_[user];
+  owner.running.erase(&journal);
+  owner.ended.erase(&journal);
+  const auto accounted = accounted_.extract(&journal);
+  if (accounted.empty()) return;
+  owner.held -= accounted.mapped();
+  held_ -= accounted.mapped();
+}
+
+void Retention::Ended(const std::string& user, Journal& journal) {
+  Owner& owner = owners_[user];
+  if (owner.running.erase(&journal) == 1) owner.ended.insert(&journal);
+  Account(owner, journal);
+}
+
+void Retention::Account(Owner& owner, Journal& journal) {
+  uint64_t& accounted = accounted_[&journal];
+  const uint64_t grown = journal.held() - accounted;  // modulo 2^64, so downwards too
+  accounted += grown;
+  owner.held += grown;
+  held_ += grown;
+}
+
+void Retention::Shrink(Owner& owner, Journal& journal, uint64_t held) {
+  (void)journal.DropTo(held);
+  Account(owner, journal);
+}
+
+void Retention::ShrinkAll() {
+  while (held_ > limits_.in_all) {
+    Owner* whose = nullptr;
+    Journal* biggest = nullptr;
+    for (auto& [user, owner] : owners_) {
+      for (Journal* each : {Biggest(owner.running), Biggest(owner.ended)}) {
+        if (each == nullptr || (biggest != nullptr && each->held() <= biggest->held())) continue;
+        biggest = each;
+        whose = &owner;
+      }
+    }
+    const uint64_t excess = held_ - Below(limits_.in_all);
+    const uint64_t before = held_;
+    if (biggest == nullptr) return;
+    Shrink(*whose, *biggest, biggest->held() - std::min(biggest->held(), excess));
+    if (held_ >= before) return;  // all that is left is what journals cost when they are empty
+  }
+}
+
+Retention::Verdict Retention::Check(const std::string& user, Journal& journal) {
+  Owner& owner = owners_[user];
+  Account(owner, journal);
+  const bool drop = limits_.policy == OutputPolicy::kDropOldest;
+  if (drop && journal.held() > limits_.per_job) Shrink(owner, journal, Below(limits_.per_job));
+  while (owner.held > limits_.per_user) {
+    Journal* const ended = Biggest(owner.ended);
+    Journal* const running = drop ? Biggest(owner.running) : nullptr;
+    Journal* const biggest =
+        ended == nullptr || (running != nullptr && running->held() > ended->held()) ? running : ended;
+    const uint64_t before = owner.held;
+    if (biggest == nullptr) break;
+    Shrink(owner, *biggest, biggest->held() - std::min(biggest->held(), owner.held - Below(limits_.per_user)));
+    if (owner.held >= before) break;
+  }
+  ShrinkAll();
+  if (drop || (journal.held() < limits_.per_job && owner.held < limits_.per_user)) return Verdict::kGoOn;
+  if (limits_.policy == OutputPolicy::kKill) return Verdict::kKill;
+  // Half of what is kept stays behind the slowest follower: what was handed to the network may not have arrived.
+  const uint64_t over_job = journal.held() - std::min(journal.held(), Below(limits_.per_job));
+  const uint64_t over_user = owner.held - std::min(owner.held, Below(limits_.per_user));
+  (void)journal.DropReadTo(journal.held() - std::min(journal.held(), std::max(over_job, over_user)),
+                           limits_.per_job / 2);
+  Account(owner, journal);
+  return journal.held() < limits_.per_job && owner.held < limits_.per_user ? Verdict::kGoOn : Verdict::kWait;
+}
+
+uint64_t Retention::HeldBy(const std::string& user) const {
+  const auto owner = owners_.find(user);
+  return owner == owners_.end() ? 0 : owner->second.held;
+}
+
+}  // namespace jobworker
