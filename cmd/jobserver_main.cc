@@ -22,7 +22,7 @@
 
 #include "common/message_socket.h"
 #include "daemon/because.h"
-#include "daemon/broker_client.h"
+#include "daemon/broker_link.h"
 #include "daemon/config.h"
 #include "daemon/confine.h"
 #include "daemon/event_loop.h"
@@ -194,23 +194,29 @@ void EndServer(RpcServer& rpc, EventLoop& loop) {
   loop.Stop();
 }
 
-// Until a signal, or until the broker is gone. Returns the exit status, or why it could not serve.
+// Until a signal, or until a broker of its own is gone. Returns the exit status, or why it could not serve.
 tl::expected<int, std::string> Serve(const Options& options, const JobTableLimits& limits, const TlsFiles& files,
                                      Gate& gate, UniqueFd broker_socket, const UniqueFd& port_file,
                                      const UniqueFd& signals) {
   EventLoop loop;
   int status = 0;
+  bool tried = false;
   std::function<void()> end;
-  JobTable jobs(loop, limits, [&](const std::string& why) {
-    Log("broker gone", {{"reason", why}});
-    status = 1;
-    end();
-  });
-  BrokerClient broker(loop, std::move(broker_socket), jobs);
-  jobs.Use(broker);
-  const auto welcome = broker.Greet();
-  if (!welcome) {
-    return Because(fmt::format("no broker to work with: {} (its own words are above or in its log)", welcome.error()));
+  JobTable jobs(loop, limits);
+  BrokerLink link(loop, jobs,
+                  {.tried = [&] { tried = true; },
+                   .lost =
+                       [&](const std::string&) {
+                         status = 1;
+                         end();
+                       },
+                   .well = [] { (void)sd_notify(0, "WATCHDOG=1"); }});
+  if (options.broker_socket.empty()) {
+    const auto used = link.Use(std::move(broker_socket));
+    if (!used) return Because("no broker to work with: " + used.error() + " (its own words are above or in its log)");
+  } else {
+    // Clients are let in once its jobs are known, or once it turns out to be away.
+    for (link.Meet(options.broker_socket); !tried;) loop.RunOnce();
   }
   WorkerService service(gate, loop, jobs);
   int port = 0;
@@ -230,7 +236,9 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
     jobs.Close();
     shutdown = std::thread([&] { EndServer(rpc, loop); });
   };
-  if (!broker.Attach() || !loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
+  if (!loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
+  uint64_t watchdog_us = 0;
+  if (sd_watchdog_enabled(0, &watchdog_us) > 0) link.Watch(std::chrono::microseconds(watchdog_us / 3));
   if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
   loop.Run();
   shutdown.join();
@@ -245,11 +253,6 @@ tl::expected<int, std::string> BecomeServer(const Options& options, const JobTab
                                             const UniqueFd& signals) {
   if (account) {
     if (const auto become = BecomeAccount(*account); !become) return Because(become.error());
-  }
-  if (!options.broker_socket.empty()) {
-    auto met = BrokerClient::Meet(options.broker_socket);
-    if (!met) return Because(met.error());
-    broker_socket = std::move(*met);
   }
   if (const auto confined = Confine(); !confined) return Because(confined.error());
   return Serve(options, limits, files, gate, std::move(broker_socket), port_file, signals);

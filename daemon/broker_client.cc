@@ -15,7 +15,8 @@ namespace jobworker {
 
 namespace {
 
-constexpr size_t kMaxInMessage = 253;  // SCM_MAX_FD: what one message can carry at most
+constexpr int kGreetWithinMs = 10'000;  // from one message to the next
+constexpr size_t kMaxInMessage = 253;   // SCM_MAX_FD: what one message can carry at most
 
 // Receives one datagram with whatever descriptors it carries; all of them are owned before anything is looked at.
 ssize_t ReceiveWithDescriptors(int socket, std::string& buffer, std::vector<UniqueFd>& descriptors, int& flags) {
@@ -57,32 +58,25 @@ std::string_view StageName(Stage stage) {
   return kNames[static_cast<size_t>(stage)];
 }
 
-tl::expected<UniqueFd, std::string> BrokerClient::Meet(const std::string& path) {
-  const auto failed = [&](const char* what) {
-    return Because(
-        fmt::format("cannot reach the broker at {}: {}: {}; is jobbroker running with --socket {} and "
-                    "--peer naming this user?",
-                    path, what, strerror(errno), path));
-  };
+tl::expected<UniqueFd, std::string> BrokerClient::Visit(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) return Because("--broker-socket: the path is too long");
   path.copy(address.sun_path, path.size());
-  const UniqueFd visitor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (connect(visitor.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return failed("connect");
-  }
-  pollfd ready{visitor.Get(), POLLIN, 0};
-  if (poll(&ready, 1, -1) != 1) return failed("poll");
+  UniqueFd visitor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (connect(visitor.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return visitor;
+  return Because(fmt::format(
+      "cannot reach the broker at {}: {}; is jobbroker running with --socket {} and --peer naming this user?", path,
+      strerror(errno), path));
+}
+
+tl::expected<UniqueFd, std::string> BrokerClient::TakeHandOver(int visitor) {
   std::string buffer(1, '\0');
   std::vector<UniqueFd> descriptors;
   int flags = 0;
-  const ssize_t size = ReceiveWithDescriptors(visitor.Get(), buffer, descriptors, flags);
-  if (size != 1 || descriptors.size() != 1) {
-    errno = ECONNREFUSED;
-    return failed("the broker refused this process (its uid is not --peer's, or another jobserver is connected)");
-  }
-  return std::move(descriptors.front());
+  const ssize_t size = ReceiveWithDescriptors(visitor, buffer, descriptors, flags);
+  if (size == 1 && descriptors.size() == 1) return std::move(descriptors.front());
+  return Because("the broker refused this process: its uid is not --peer's, or another jobserver is connected");
 }
 
 BrokerClient::BrokerClient(EventLoop& loop, UniqueFd socket, BrokerEvents& events)
@@ -94,7 +88,9 @@ tl::expected<Welcome, std::string> BrokerClient::Greet() {
   uint32_t jobs = 0;
   while (!welcome || jobs < welcome->job_count) {
     pollfd ready{socket_.Get(), POLLIN, 0};
-    if (poll(&ready, 1, -1) < 0 && errno != EINTR) return Because(fmt::format("poll: {}", strerror(errno)));
+    const int polled = poll(&ready, 1, kGreetWithinMs);
+    if (polled == 0) return Because("the broker does not answer");
+    if (polled < 0 && errno != EINTR) return Because(fmt::format("poll: {}", strerror(errno)));
     auto received = Receive();
     if (!received) return Because(received.error());
     if (!*received) continue;
@@ -145,7 +141,10 @@ void BrokerClient::Dispatch(Received& received) {
   }
   if (const Failed* failed = std::get_if<Failed>(&reply)) return events_.OnFailed(*failed);
   if (const Exited* exited = std::get_if<Exited>(&reply)) return events_.OnExited(*exited);
-  if (std::holds_alternative<Pong>(reply)) return;
+  if (std::holds_alternative<Pong>(reply)) {
+    ponged_ = true;
+    return;
+  }
   if (const UsageIs* usage = std::get_if<UsageIs>(&reply)) return events_.OnUsage(*usage);
   Drop("the broker said Welcome twice");
 }

@@ -33,13 +33,16 @@ class BrokerEvents {
 
 class BrokerClient {
  public:
-  // Meets the broker at its rendezvous socket and returns this side's end of the private pair.
-  static tl::expected<UniqueFd, std::string> Meet(const std::string& path);
+  // Comes to the broker's rendezvous socket. Once the returned descriptor is readable, TakeHandOver tells whether it
+  // has given this side's end of a private pair. Neither waits.
+  static tl::expected<UniqueFd, std::string> Visit(const std::string& path);
+  static tl::expected<UniqueFd, std::string> TakeHandOver(int visitor);
 
   // Owns the socket. `events` outlives the client.
   BrokerClient(EventLoop& loop, UniqueFd socket, BrokerEvents& events);
 
-  // Says Hello and takes in every job that the broker holds, blocking. To be called once, before the loop runs.
+  // Says Hello and takes in every job that the broker holds; waits for that, but not for a broker that does not answer.
+  // To be called once, first of all.
   tl::expected<Welcome, std::string> Greet();
   // From here on the loop reads the replies. False when the kernel has no room for it.
   [[nodiscard]] bool Attach();
@@ -48,12 +51,16 @@ class BrokerClient {
   void StartJob(const Start& start) { Send(Encode(start)); }
   void SignalJob(const JobKey& key, uint8_t number) { Send(Encode(Signal{key, number})); }
   void KillJob(const JobKey& key) { Send(Encode(Kill{key})); }
-  // The answer is counted, not told: it proves that the broker has handled all that was sent before.
+  // The answer proves that the broker has handled all that was sent before. TakePong: it has come since the last time.
   void PingBroker() { Send(Encode(Ping{})); }
+  bool TakePong() { return std::exchange(ponged_, false); }
   void Usage(const JobKey& key) { Send(Encode(UsageRequest{key})); }
   void ForgetJob(const JobKey& key) { Send(Encode(Forget{key})); }
   // How many requests wait for the broker to read.
   [[nodiscard]] size_t backlog() const { return outgoing_.size(); }
+  [[nodiscard]] bool connected() const { return socket_.IsOpen(); }
+  // Ends the connection; OnBrokerGone follows.
+  void Drop(const std::string& why);
 
  private:
   struct Received {
@@ -67,14 +74,13 @@ class BrokerClient {
   void Send(std::string message);
   void Flush();
   [[nodiscard]] uint32_t Interest() const;  // epoll events of the socket
-  void Drop(const std::string& why);
 
   EventLoop& loop_;
   UniqueFd socket_;
   BrokerEvents& events_;
   std::deque<std::string> outgoing_;
   std::string buffer_;
-  bool attached_ = false;
+  bool attached_ = false, ponged_ = false;
 };
 
 }  // namespace jobworker

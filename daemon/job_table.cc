@@ -40,11 +40,58 @@ void LogEnd(const JobResult& result) {
 
 }  // namespace
 
-JobTable::JobTable(EventLoop& loop, const JobTableLimits& limits, std::function<void(const std::string&)> broker_gone)
-    : loop_(loop), limits_(limits), broker_gone_(std::move(broker_gone)), retention_(limits.output) {}
+void JobTable::Use(BrokerClient& broker, BrokerGone gone) {
+  broker_ = &broker;
+  broker_gone_ = std::move(gone);
+  ++greeting_;
+  for (auto& [name, user] : users_) user.anchor = 0;  // it tells those that it has
+}
+
+void JobTable::Reconcile() {
+  complete_ = true;
+  std::vector<JobKey> lost;
+  for (const auto& [key, entry] : jobs_) {
+    if (entry.phase == Phase::kRunning && entry.greeting != greeting_) lost.push_back(key);
+  }
+  for (const JobKey& key : lost) {
+    Exited exited;
+    exited.key = key;
+    exited.cause = EndCause::kUnknown;
+    exited.ended_us = NowUs();
+    End(jobs_.at(key), exited);
+  }
+}
+
+void JobTable::Lose() {
+  broker_ = nullptr;
+  std::vector<StartCallback> starts;
+  std::vector<StopCallback> stops;
+  for (auto job = jobs_.begin(); job != jobs_.end();) {
+    Entry& entry = job->second;
+    std::move(entry.stop_waiters.begin(), entry.stop_waiters.end(), std::back_inserter(stops));
+    entry.stop_waiters.clear();
+    const bool unborn = entry.phase == Phase::kStarting || entry.phase == Phase::kUnusable;
+    // If it was born after all, the next broker tells, and who asked finds it by its request key.
+    std::move(entry.started.begin(), entry.started.end(), std::back_inserter(starts));
+    entry.started.clear();
+    if (entry.phase == Phase::kStarting) ForgetRequestKey(job->first.user, entry.start.note);
+    job = unborn ? jobs_.erase(job) : std::next(job);
+  }
+  for (const StartCallback& started : starts) started(tl::unexpected(JobFailure(NoJob::kGone)));
+  for (const StopCallback& done : stops) done(tl::unexpected(NoJob::kGone));
+}
+
+void JobTable::Close() {
+  complete_ = false;
+  Lose();
+  for (auto& [key, entry] : jobs_) {
+    entry.view->journal->Abandon();
+    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
+  }
+}
 
 void JobTable::StartJob(const std::string& user, Start start, const JobNote& note, StartCallback done) {
-  if (broker_ == nullptr) return done(tl::unexpected(JobFailure(NoJob::kGone)));
+  if (broker_ == nullptr || !complete_) return done(tl::unexpected(JobFailure(NoJob::kGone)));
   UserJobs& mine = users_[user];
   if (const auto known = mine.by_request_key.find(note.request_key()); known != mine.by_request_key.end()) {
     Entry& entry = jobs_.at({user, known->second});
@@ -62,18 +109,19 @@ void JobTable::StartJob(const std::string& user, Start start, const JobNote& not
 }
 
 tl::expected<JobTable::View, NoJob> JobTable::Find(const JobKey& key) const {
-  if (broker_ == nullptr) return tl::unexpected(NoJob::kGone);
+  if (!complete_) return tl::unexpected(NoJob::kGone);
   const auto found = jobs_.find(key);
   if (found == jobs_.end() || found->second.view == nullptr) return tl::unexpected(NoJob::kUnknown);
   return found->second.view;
 }
 
 void JobTable::StopJob(const JobKey& key, const StopOrder& order, StopCallback done) {
-  if (broker_ == nullptr) return done(tl::unexpected(NoJob::kGone));
+  if (!complete_) return done(tl::unexpected(NoJob::kGone));
   const auto found = jobs_.find(key);
   if (found == jobs_.end()) return done(tl::unexpected(NoJob::kUnknown));
   Entry& entry = found->second;
   if (entry.phase == Phase::kEnded) return done(entry.view->result);
+  if (broker_ == nullptr) return done(tl::unexpected(NoJob::kGone));
   entry.stop_waiters.push_back(std::move(done));
   const uint64_t now = NowUs();
   const uint64_t due =
@@ -113,23 +161,17 @@ void JobTable::KillAt(const JobKey& key, const StopState& stop) {
   });
 }
 
-void JobTable::Close() {
-  broker_ = nullptr;
-  for (auto& [key, entry] : jobs_) {
-    for (const StartCallback& started : std::exchange(entry.started, {})) {
-      started(tl::unexpected(JobFailure(NoJob::kGone)));
-    }
-    for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(tl::unexpected(NoJob::kGone));
-    if (entry.view != nullptr) entry.view->journal->Abandon();
-    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
-  }
+void JobTable::OnJob(const Job& job, JobDescriptors descriptors) {
+  const auto known = jobs_.find(job.key);
+  if (known == jobs_.end()) return Adopt(job, std::move(descriptors));
+  // Another broker has taken it over, with the same descriptors. What was asked of the one before may not have arrived.
+  Entry& entry = known->second;
+  entry.greeting = greeting_;
+  if (entry.phase == Phase::kRunning && entry.stop.kind != StopKind::kNone) BeginStop(job.key, entry);
 }
-
-void JobTable::OnJob(const Job& job, JobDescriptors descriptors) { Adopt(job, std::move(descriptors)); }
 
 void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
   const auto found = jobs_.find(started.key);
-  if (broker_ == nullptr) return;
   // Asked for by a front end that is no more.
   if (found == jobs_.end()) return Adopt(started, std::move(descriptors));
   if (found->second.phase != Phase::kStarting) return;
@@ -175,6 +217,7 @@ void JobTable::Adopt(const Message& job, JobDescriptors descriptors) {
 template <class Message>
 bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& entry) {
   entry.phase = Phase::kRunning;
+  entry.greeting = greeting_;
   entry.start = {};
   entry.view = std::make_shared<JobView>();
   JobView& view = *entry.view;
@@ -231,7 +274,7 @@ void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
 
 void JobTable::Resume(const JobKey& key) {
   const auto found = jobs_.find(key);
-  if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kRunning) return;
+  if (found == jobs_.end() || found->second.phase != Phase::kRunning) return;
   Entry& entry = found->second;
   Journal& journal = *entry.view->journal;
   if (entry.waits && retention_.Check(key.user, journal) != Retention::Verdict::kGoOn) return;
@@ -271,7 +314,7 @@ void JobTable::OnFailed(const Failed& failed) {
   Entry& entry = found->second;
   UserJobs& user = users_[failed.key.user];
   // Ended jobs count in the broker until they are forgotten, so the oldest makes room.
-  if (failed.stage == Stage::kJobs && broker_ != nullptr && (!user.ended.empty() || user.anchor != 0)) {
+  if (failed.stage == Stage::kJobs && (!user.ended.empty() || user.anchor != 0)) {
     if (!user.ended.empty()) Forget({failed.key.user, user.ended.begin()->second});
     ForgetAnchor(failed.key.user);
     return broker_->StartJob(entry.start);
@@ -280,8 +323,7 @@ void JobTable::OnFailed(const Failed& failed) {
                           {"job", std::to_string(failed.key.id)},
                           {"stage", StageName(failed.stage)},
                           {"errno", std::to_string(failed.error)}});
-  JobNote note;
-  if (note.ParseFromString(entry.start.note)) user.by_request_key.erase(note.request_key());
+  ForgetRequestKey(failed.key.user, entry.start.note);
   const auto node = jobs_.extract(found);
   for (const StopCallback& done : node.mapped().stop_waiters) done(tl::unexpected(NoJob::kUnknown));
   for (const StartCallback& done : node.mapped().started) {
@@ -291,13 +333,14 @@ void JobTable::OnFailed(const Failed& failed) {
 
 void JobTable::OnExited(const Exited& exited) {
   const auto found = jobs_.find(exited.key);
-  if (broker_ == nullptr || found == jobs_.end()) return;
-  Entry& entry = found->second;
-  if (entry.phase == Phase::kUnusable) {
-    jobs_.erase(found);
-    return broker_->ForgetJob(exited.key);
-  }
-  if (entry.phase != Phase::kRunning) return;
+  if (found == jobs_.end()) return;
+  if (found->second.phase == Phase::kRunning) return End(found->second, exited);
+  if (found->second.phase != Phase::kUnusable) return;
+  jobs_.erase(found);
+  broker_->ForgetJob(exited.key);
+}
+
+void JobTable::End(Entry& entry, const Exited& exited) {
   Journal& journal = *entry.view->journal;
   Drain(exited.key, entry);
   // A broker that was restarted may know less than was known before.
@@ -341,7 +384,7 @@ void JobTable::ForgetOld() {
   next_look_ = when;
   loop_.At(when, [this] {
     next_look_ = EventLoop::Clock::time_point::max();
-    if (broker_ != nullptr) ForgetOld();
+    ForgetOld();
   });
 }
 
@@ -354,24 +397,24 @@ void JobTable::Forget(const JobKey& key) {
   const auto newer = [&](const auto& job) {
     return job.first.user == key.user && job.second.phase != Phase::kStarting;
   };
-  if (std::any_of(std::next(found), jobs_.upper_bound({key.user, UINT64_MAX}), newer)) {
-    broker_->ForgetJob(key);
-  } else {
-    user.anchor = key.id;
-    view->journal->Forget();
-  }
+  const bool newest = std::none_of(std::next(found), jobs_.upper_bound({key.user, UINT64_MAX}), newer);
+  const bool with_broker = broker_ != nullptr && found->second.greeting == greeting_;
+  // Without a broker the mark in the journal tells the next one's front end.
+  if (newest || !with_broker) view->journal->Forget();
+  if (with_broker && newest) user.anchor = key.id;
+  if (with_broker && !newest) broker_->ForgetJob(key);
   retention_.Remove(key.user, *view->journal);
   jobs_.erase(found);
+}
+
+void JobTable::ForgetRequestKey(const std::string& user, const std::string& note_bytes) {
+  JobNote note;
+  if (note.ParseFromString(note_bytes)) users_[user].by_request_key.erase(note.request_key());
 }
 
 void JobTable::ForgetAnchor(const std::string& user) {
   const uint64_t anchor = std::exchange(users_[user].anchor, 0);
   if (anchor != 0) broker_->ForgetJob({user, anchor});
-}
-
-void JobTable::OnBrokerGone(const std::string& why) {
-  Close();
-  broker_gone_(why);
 }
 
 }  // namespace jobworker

@@ -54,7 +54,7 @@ struct StageFailed {
 enum class NoJob {
   kUnknown,  // another user's, or one that never was, or forgotten
   kBusy,     // the broker does not keep up
-  kGone,     // the broker or this server is ending
+  kGone,     // the broker is away, or this server is ending
 };
 using JobFailure = std::variant<NoJob, StageFailed>;
 
@@ -67,9 +67,16 @@ class JobTable : public BrokerEvents {
   using StopResult = tl::expected<JobResult, NoJob>;
   using StopCallback = std::function<void(const StopResult&)>;
 
-  JobTable(EventLoop& loop, const JobTableLimits& limits, std::function<void(const std::string&)> broker_gone);
-  // The broker's client, which reports to this table and outlives its use. To be set before anything else.
-  void Use(BrokerClient& broker) { broker_ = &broker; }
+  JobTable(EventLoop& loop, const JobTableLimits& limits) : loop_(loop), limits_(limits), retention_(limits.output) {}
+
+  // The broker's client, which reports to this table, until Lose. `gone` is told when it has lost its connection.
+  using BrokerGone = std::function<void(const std::string& why)>;
+  void Use(BrokerClient& broker, BrokerGone gone);
+  // After the client's Greet: what lived when there was a broker last, and is not there now, is lost.
+  void Reconcile();
+  // There is no broker: starts and stops are refused until there is one again, but output goes on.
+  void Lose();
+  [[nodiscard]] bool has_broker() const { return broker_ != nullptr; }
 
   // `start` with the user's next id in its key, unless the user has a job with the note's request key: then that one.
   void StartJob(const std::string& user, Start start, const JobNote& note, StartCallback done);
@@ -92,7 +99,7 @@ class JobTable : public BrokerEvents {
   void OnFailed(const Failed& failed) override;
   void OnExited(const Exited& exited) override;
   void OnUsage(const UsageIs&) override {}
-  void OnBrokerGone(const std::string& why) override;
+  void OnBrokerGone(const std::string& why) override { broker_gone_(why); }
 
  private:
   enum class Phase { kStarting, kRunning, kUnusable, kEnded };
@@ -103,6 +110,7 @@ class JobTable : public BrokerEvents {
     std::shared_ptr<JobView> view;
     std::array<UniqueFd, 2> pipes;  // by OutputStream
     bool waits = false;             // for followers to read, before more is taken
+    uint64_t greeting = 0;          // the last one in which the broker had it
     StopState stop;
     std::vector<StopCallback> stop_waiters;
   };
@@ -128,15 +136,19 @@ class JobTable : public BrokerEvents {
   void Resume(const JobKey& key);
   void BeginStop(const JobKey& key, Entry& entry);
   void KillAt(const JobKey& key, const StopState& stop);
+  void End(Entry& entry, const Exited& exited);
   void Forget(const JobKey& key);
+  void ForgetRequestKey(const std::string& user, const std::string& note);
   void ForgetAnchor(const std::string& user);
   void ForgetSurplus(const std::string& user);
   void ForgetOld();
 
   EventLoop& loop_;
   const JobTableLimits limits_;
-  const std::function<void(const std::string&)> broker_gone_;
-  BrokerClient* broker_ = nullptr;  // none once it is gone or the table is closed
+  BrokerGone broker_gone_;
+  BrokerClient* broker_ = nullptr;  // none while it is away
+  bool complete_ = false;           // a broker has told all its jobs, and this server is not ending
+  uint64_t greeting_ = 0;           // counts the brokers that were met
   Retention retention_;
   Jobs jobs_;
   std::map<std::string, UserJobs> users_;

@@ -133,13 +133,13 @@ class RequestTest(testing.SiteTest):
         past = lambda: self.client().start(b'sh', b'-c', count, *[b'x'] * 1022)
         self.assertIn('1024', self.assert_code(INVALID, past))
 
-    def test_argv_is_taken_up_to_40_kib(self):
-        most = 40 * 1024 - len('printf%s')
+    def test_argv_is_taken_up_to_36_kib(self):
+        most = 36 * 1024 - len('printf%s')
         job = self.client().start(b'printf', b'%s', b'x' * most)
         job.finish()
         self.assertEqual(len(job.stdout), most)
         past = lambda: self.client().start(b'printf', b'%s', b'x' * (most + 1))
-        self.assertIn('40960', self.assert_code(INVALID, past))
+        self.assertIn('36864', self.assert_code(INVALID, past))
 
     def test_the_environment_is_taken_up_to_256_entries(self):
         entries = [b'N%d=x' % number for number in range(256)]
@@ -253,7 +253,7 @@ class LifeTest(testing.SiteTest):
 
 
 class GraceTest(testing.SiteTest):
-    server_flags = ('--stop-grace=0.2',)
+    server_config = 'stop-grace = 0.2'
 
     def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(self):
         alice = self.client()

@@ -403,12 +403,14 @@ class SiteTest(unittest.TestCase):
     """Tests that share one site and one server, and end with a check that nothing is left of it."""
 
     server_flags = ()
+    server_config = ''
     user_settings = ''
 
     @classmethod
     def setUpClass(cls):
         cls.site = cls.enterClassContext(Site(cls.user_settings))
-        cls.server = cls.site.start_server(*cls.server_flags)
+        config = cls.site.write('jobserver.toml', cls.server_config)
+        cls.server = cls.site.start_server(f'--config={config}', *cls.server_flags)
 
     @classmethod
     def tearDownClass(cls):

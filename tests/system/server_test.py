@@ -8,6 +8,8 @@ import socket
 import stat
 import unittest
 
+import grpc
+
 import certificates
 import jobworker_testing as testing
 from jobworker_testing import grpc
@@ -217,9 +219,12 @@ class DeployedTest(ServerTest):
         self.socket = self.site.path('broker.socket')
         os.chown(f'{self.site.certs}/worker-key.pem', self.site.server_uid, -1)
         os.chown(self.site.write('port', ''), self.site.server_uid, -1)
+        self.start_broker()
+        self.addCleanup(self.end_all)
+
+    def start_broker(self):
         self.broker = self.site.run([shutil.which('jobbroker'), f'--socket={self.socket}',
                                      f'--peer={self.site.server_uid}', *self.site.standalone_flags()[1:]])
-        self.addCleanup(self.end_broker)
         self.broker.wait_for_line('^jobbroker: waiting for a front end')
 
     def become(self, uid):
@@ -228,11 +233,11 @@ class DeployedTest(ServerTest):
     def start_front_end(self):
         return self.site.start_server(f'--broker-socket={self.socket}', become=self.become(self.site.server_uid))
 
-    def end_broker(self):
+    def end_all(self):
         if self.broker.process.poll() is None:
             self.assertEqual(self.broker.end(), 0, self.broker.log())
-        if self.site.server is not None:
-            self.site.server.process.wait(testing.HANG)
+        if self.site.server is not None and self.site.server.process.poll() is None:
+            self.assertEqual(self.site.server.end(), 0, self.site.server.log())
         self.assert_nothing_left()
         self.assertFalse(os.path.exists(self.socket))
 
@@ -270,43 +275,72 @@ class DeployedTest(ServerTest):
             self.assertTrue(alice.stop(job).end.stopped)
         self.assertEqual(second.end(), 0)
 
-    def test_a_broker_that_ends_ends_the_jobs_and_the_front_end(self):
-        front_end = self.start_front_end()
-        self.start_jobs()
-        self.end_broker()
-        self.assertEqual(front_end.wait(), 1, front_end.log())
-        self.assertIn('broker gone', front_end.log())
+    def test_a_broker_that_ends_ends_the_jobs_and_the_front_end_goes_on_with_the_next_one(self):
+        self.check_another_broker(lambda: self.assertEqual(self.broker.end(), 0, self.broker.log()))
 
-    def test_a_broker_that_is_killed_ends_the_jobs_and_the_front_end(self):
+    def test_a_broker_that_is_killed_ends_the_jobs_and_the_front_end_goes_on_with_the_next_one(self):
+        def kill():
+            broker, = testing.children_of(self.broker.pid, 'jobbroker')
+            os.kill(broker, signal.SIGKILL)
+            self.assertEqual(self.broker.wait(), 1, self.broker.log())
+        self.check_another_broker(kill)
+
+    def check_another_broker(self, end_broker):
         front_end = self.start_front_end()
-        self.start_jobs()
-        broker, = testing.children_of(self.broker.pid, 'jobbroker')
-        os.kill(broker, signal.SIGKILL)
-        self.assertEqual(self.broker.wait(), 1, self.broker.log())
-        self.assertEqual(front_end.wait(), 1, front_end.log())
+        with self.site.client() as alice:
+            self.assertEqual(alice.start(b'sh', b'-c', b'echo kept; exit 3').finish().exit_code, 3)
+            running = alice.start(b'sh', b'-c', b'echo said; exec sleep 1000')
+            running.read_until(b'said\n')
+            end_broker()
+            front_end.wait_for_line('broker gone')
+            self.assertEqual(testing.processes_of({self.site.uids['alice']}), [])
+            self.assertEqual(testing.outcome(lambda: alice.start(b'true'))[0], grpc.StatusCode.UNAVAILABLE)
+            again = alice.query('1')
+            self.assertEqual((again.finish().exit_code, again.stdout), (3, b'kept\n'))
+            self.start_broker()
+            # No broker saw its end, so none is invented.
+            end = running.finish()
+            self.assertEqual((end.cause, end.reason), (alice.messages.JobEnd.UNKNOWN, alice.messages.JobEnd.LOST))
+            job = alice.start(b'true')
+            self.assertEqual((job.id, job.finish().exit_code), ('3', 0))
 
     def test_only_the_uid_of_peer_is_let_in(self):
         self.assertEqual(stat.S_IMODE(os.stat(self.socket).st_mode), 0o600)
         stranger = self.site.uids['carl']
-        os.chown(f'{self.site.certs}/worker-key.pem', stranger, -1)
-        flags = [f'--broker-socket={self.socket}', '--port-file=/dev/null']
-        status, log = self.site.refused_server(*flags, become=self.become(stranger))
-        self.assertEqual(status, 1, log)
-        self.assertIn(self.socket, log)
+        for file in (f'{self.site.certs}/worker-key.pem', self.site.path('port')):
+            os.chown(file, stranger, -1)
+        refused = self.site.start_server(f'--broker-socket={self.socket}', become=self.become(stranger))
+        refused.wait_for_line(f'broker away socket={self.socket}')
+        with self.site.client() as alice:
+            self.assertEqual(testing.outcome(lambda: alice.start(b'true'))[0], grpc.StatusCode.UNAVAILABLE)
+        self.assertEqual(refused.end(), 0)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as root:
             root.settimeout(testing.HANG)
             root.connect(self.socket)
             self.assertEqual(root.recv(1), b'')
         self.broker.wait_for_line(r'refused uid=0 .*wrong uid')
 
-    def test_a_second_front_end_is_refused_and_the_first_goes_on(self):
+    def test_a_second_front_end_is_refused_until_the_first_has_gone(self):
         first = self.start_front_end()
-        flags = [f'--broker-socket={self.socket}', '--port-file=/dev/null']
-        status, log = self.site.refused_server(*flags, become=self.become(self.site.server_uid))
-        self.assertEqual(status, 1, log)
         with self.site.client() as alice:
+            second = self.start_front_end()
+            second.wait_for_line('broker away .*another jobserver is connected')
             self.assertEqual(alice.start(b'true').finish().exit_code, 0)
         self.assertEqual(first.end(), 0)
+        second.wait_for_line('broker met')
+        with self.site.client() as alice:
+            self.assertEqual(alice.start(b'true').finish().exit_code, 0)
+
+    def test_a_front_end_waits_for_a_broker_that_is_not_there_yet(self):
+        self.assertEqual(self.broker.end(), 0)
+        front_end = self.start_front_end()
+        front_end.wait_for_line('broker away .*is jobbroker running')
+        with self.site.client() as alice:
+            for call in (lambda: alice.start(b'true'), lambda: alice.query('1').finish(), lambda: alice.stop('1')):
+                self.assertEqual(testing.outcome(call)[0], grpc.StatusCode.UNAVAILABLE)
+            self.start_broker()
+            front_end.wait_for_line('broker met')
+            self.assertEqual(alice.start(b'true').finish().exit_code, 0)
 
 
 if __name__ == '__main__':
