@@ -177,9 +177,10 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
   if (found->second.phase != Phase::kStarting) return;
   Entry& entry = found->second;
   const std::vector<StartCallback> waiting = std::exchange(entry.started, {});
+  const std::string note = entry.start.note;
   if (!MakeView(started, std::move(descriptors), entry)) {
     // Nobody could read what it writes: it never was. The broker tells its end, and then it is forgotten.
-    users_[started.key.user].by_request_key.erase(entry.view->note.request_key());
+    ForgetRequestKey(started.key.user, note);
     retention_.Remove(started.key.user, *entry.view->journal);
     entry.phase = Phase::kUnusable;
     entry.view = nullptr;
@@ -256,7 +257,12 @@ void JobTable::ReadPipe(const JobKey& key, size_t index) {
   // Short of memory, or so. The bytes are still in the pipe.
   Log("output waits", {{"user", key.user}, {"job", std::to_string(key.id)}, {"reason", strerror(errno)}});
   loop_.Unwatch(entry.pipes[index].Get());
-  loop_.At(EventLoop::Clock::now() + kTryAgain, [this, key] { Resume(key); });
+  loop_.At(EventLoop::Clock::now() + kTryAgain, [this, key] {
+    const auto found = jobs_.find(key);
+    if (found == jobs_.end() || found->second.phase != Phase::kRunning || found->second.waits) return;
+    for (const UniqueFd& pipe : found->second.pipes) loop_.Unwatch(pipe.Get());
+    WatchPipes(key, found->second);
+  });
 }
 
 void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
@@ -268,19 +274,44 @@ void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
     case Retention::Verdict::kWait:
       for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
       entry.waits = true;
-      entry.view->journal->OnProgress([this, key] { loop_.Post([this, key] { Resume(key); }); });
+      HeedProgress(key.user);
   }
 }
 
-void JobTable::Resume(const JobKey& key) {
-  const auto found = jobs_.find(key);
-  if (found == jobs_.end() || found->second.phase != Phase::kRunning) return;
-  Entry& entry = found->second;
-  Journal& journal = *entry.view->journal;
-  if (entry.waits && retention_.Check(key.user, journal) != Retention::Verdict::kGoOn) return;
-  journal.OnProgress(nullptr);
-  for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
-  WatchPipes(key, entry);
+// While a job waits, whoever reads output of its user's, or ceases to, may make room.
+void JobTable::HeedProgress(const std::string& user) {
+  users_[user].any_waits = true;
+  const auto posted = std::make_shared<std::atomic<bool>>(false);
+  const auto progress = [this, user, posted] {
+    if (posted->exchange(true)) return;
+    loop_.Post([this, user, posted] {
+      *posted = false;
+      ResumeJobs(user);
+    });
+  };
+  ForJobsOf(user, [&](const JobKey&, Entry& entry) {
+    if (entry.view != nullptr) entry.view->journal->OnProgress(progress);
+  });
+}
+
+void JobTable::ResumeJobs(const std::string& user) {
+  bool& any_waits = users_[user].any_waits;
+  if (!std::exchange(any_waits, false)) return;
+  ForJobsOf(user, [&](const JobKey& key, Entry& entry) {
+    if (!entry.waits || entry.phase != Phase::kRunning) return;
+    if (retention_.Check(user, *entry.view->journal) == Retention::Verdict::kGoOn) return WatchPipes(key, entry);
+    any_waits = true;
+  });
+  if (any_waits) return;
+  ForJobsOf(user, [](const JobKey&, Entry& entry) {
+    if (entry.view != nullptr) entry.view->journal->OnProgress(nullptr);
+  });
+}
+
+void JobTable::ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each) {
+  for (auto job = jobs_.lower_bound({user, 0}); job != jobs_.end() && job->first.user == user; ++job) {
+    each(job->first, job->second);
+  }
 }
 
 void JobTable::ClosePipe(Entry& entry, size_t index) {
@@ -305,7 +336,6 @@ void JobTable::Drain(const JobKey& key, Entry& entry) {
     }
     ClosePipe(entry, i);
   }
-  entry.view->journal->OnProgress(nullptr);
 }
 
 void JobTable::OnFailed(const Failed& failed) {
@@ -314,9 +344,9 @@ void JobTable::OnFailed(const Failed& failed) {
   Entry& entry = found->second;
   UserJobs& user = users_[failed.key.user];
   // Ended jobs count in the broker until they are forgotten, so the oldest makes room.
-  if (failed.stage == Stage::kJobs && (!user.ended.empty() || user.anchor != 0)) {
-    if (!user.ended.empty()) Forget({failed.key.user, user.ended.begin()->second});
-    ForgetAnchor(failed.key.user);
+  const bool makes_room = !user.ended.empty() && !IsNewest({failed.key.user, user.ended.begin()->second});
+  if (failed.stage == Stage::kJobs && makes_room) {
+    Forget({failed.key.user, user.ended.begin()->second});
     return broker_->StartJob(entry.start);
   }
   Log("job not started", {{"user", failed.key.user},
@@ -336,8 +366,9 @@ void JobTable::OnExited(const Exited& exited) {
   if (found == jobs_.end()) return;
   if (found->second.phase == Phase::kRunning) return End(found->second, exited);
   if (found->second.phase != Phase::kUnusable) return;
-  jobs_.erase(found);
+  const auto node = jobs_.extract(found);
   broker_->ForgetJob(exited.key);
+  for (const StopCallback& done : node.mapped().stop_waiters) done(tl::unexpected(NoJob::kUnknown));
 }
 
 void JobTable::End(Entry& entry, const Exited& exited) {
@@ -361,6 +392,7 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   if (journal.forgotten()) return Forget(exited.key);
   ForgetSurplus(exited.key.user);
   ForgetOld();
+  ResumeJobs(exited.key.user);
 }
 
 void JobTable::ForgetSurplus(const std::string& user) {
@@ -394,17 +426,19 @@ void JobTable::Forget(const JobKey& key) {
   const std::shared_ptr<JobView> view = found->second.view;
   user.ended.erase({view->result.exited.ended_us, key.id});
   user.by_request_key.erase(view->note.request_key());
-  const auto newer = [&](const auto& job) {
-    return job.first.user == key.user && job.second.phase != Phase::kStarting;
-  };
-  const bool newest = std::none_of(std::next(found), jobs_.upper_bound({key.user, UINT64_MAX}), newer);
   const bool with_broker = broker_ != nullptr && found->second.greeting == greeting_;
-  // Without a broker the mark in the journal tells the next one's front end.
-  if (newest || !with_broker) view->journal->Forget();
+  const bool newest = IsNewest(key);
+  view->journal->Forget();  // for a follower that is still there, and for whoever the broker hands it to
   if (with_broker && newest) user.anchor = key.id;
   if (with_broker && !newest) broker_->ForgetJob(key);
   retention_.Remove(key.user, *view->journal);
   jobs_.erase(found);
+}
+
+// None that has started is younger.
+bool JobTable::IsNewest(const JobKey& key) const {
+  return std::none_of(jobs_.upper_bound(key), jobs_.upper_bound({key.user, UINT64_MAX}),
+                      [](const auto& job) { return job.second.phase != Phase::kStarting; });
 }
 
 void JobTable::ForgetRequestKey(const std::string& user, const std::string& note_bytes) {

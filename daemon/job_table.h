@@ -121,6 +121,7 @@ class JobTable : public BrokerEvents {
     // forgotten here, until there is a newer one. 0: none.
     uint64_t anchor = 0;
     std::map<std::string, uint64_t> by_request_key;
+    bool any_waits = false;  // one of the jobs does, for followers to read
   };
   using Jobs = std::map<JobKey, Entry>;
 
@@ -133,11 +134,14 @@ class JobTable : public BrokerEvents {
   void Drain(const JobKey& key, Entry& entry);
   void ClosePipe(Entry& entry, size_t index);
   void CheckOutput(const JobKey& key, Entry& entry);
-  void Resume(const JobKey& key);
+  void HeedProgress(const std::string& user);
+  void ResumeJobs(const std::string& user);
+  void ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each);
   void BeginStop(const JobKey& key, Entry& entry);
   void KillAt(const JobKey& key, const StopState& stop);
   void End(Entry& entry, const Exited& exited);
   void Forget(const JobKey& key);
+  [[nodiscard]] bool IsNewest(const JobKey& key) const;
   void ForgetRequestKey(const std::string& user, const std::string& note);
   void ForgetAnchor(const std::string& user);
   void ForgetSurplus(const std::string& user);

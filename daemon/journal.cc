@@ -24,7 +24,6 @@ constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMarkCost = 32;            // in the index, and in marks_
 constexpr uint64_t kJournalCost = 12 * 1024;  // two inodes, a page each
 constexpr uint64_t kMarkEveryUs = 100'000;    // at most; so that times are good enough
-constexpr uint64_t kPunchAtLeast = 256 * 1024;
 
 uint64_t NowUs() {
   timespec now{};
@@ -71,6 +70,9 @@ std::string ReadSized(int fd, uint64_t offset, uint32_t most) {
   return size <= most ? ReadAt(fd, offset + sizeof(size), size) : "";
 }
 
+// Where the marks begin behind a Start of that many bytes.
+uint64_t MarksAfter(uint64_t start_size) { return (kJournalStart + sizeof(uint32_t) + start_size + 15) / 16 * 16; }
+
 void PunchHole(int fd, uint64_t& from, uint64_t to) {
   to -= to % kPage;
   if (to < from + kPage) return;
@@ -107,12 +109,14 @@ tl::expected<void, std::string> Journal::Load() {
     return Because(fmt::format("the journal's memory cannot be looked at: {}", strerror(errno)));
   }
   end_ = static_cast<uint64_t>(data.st_size);
-  std::string damage = LoadStart(static_cast<uint64_t>(index.st_size));
+  damage_ = LoadStart(static_cast<uint64_t>(index.st_size));
   const uint64_t magic = ReadWord(index_.Get(), kMagic);
-  if (damage.empty() && magic == kMagicNumber) damage = LoadMarks(static_cast<uint64_t>(index.st_size));
-  if (magic != kMagicNumber && (magic != 0 || end_ != 0)) damage = "it was written by another version";
-  if (!damage.empty()) BeginAnew(damage);
-  if (magic != kMagicNumber && !WriteWord(index_.Get(), kMagic, kMagicNumber)) {
+  const bool fresh = magic == 0 && end_ == 0;
+  if (magic != kMagicNumber && !fresh) damage_ = "it was written by another version";
+  if (damage_.empty() && !fresh) damage_ = LoadMarks(static_cast<uint64_t>(index.st_size));
+  if (!damage_.empty() && !BeginAnew())
+    return Because(fmt::format("the journal cannot be written: {}", strerror(errno)));
+  if (fresh && !WriteWord(index_.Get(), kMagic, kMagicNumber)) {
     return Because(fmt::format("the journal cannot be written: {}", strerror(errno)));
   }
   Account();
@@ -123,8 +127,7 @@ std::string Journal::LoadStart(uint64_t index_size) {
   const std::string message = ReadSized(index_.Get(), kJournalStart, kMaxMessageBytes);
   std::optional<Request> request = Decode<Request>(message);
   Start* const start = request ? std::get_if<Start>(&*request) : nullptr;
-  const uint64_t start_end = start != nullptr ? kJournalStart + sizeof(uint32_t) + message.size() : index_size;
-  marks_at_ = (start_end + sizeof(Mark) - 1) / sizeof(Mark) * sizeof(Mark);
+  marks_at_ = MarksAfter(start != nullptr ? message.size() : index_size);
   if (start == nullptr) return "the request that made the job is not in it";
   start_ = std::move(*start);
   return "";
@@ -133,40 +136,51 @@ std::string Journal::LoadStart(uint64_t index_size) {
 std::string Journal::LoadMarks(uint64_t index_size) {
   first_ = ReadWord(index_.Get(), kFirst);
   if (first_ > end_) return "it begins after its end";
-  // What was punched away is a hole, up to the page that has the first mark that counts.
-  const off_t begin = lseek(index_.Get(), static_cast<off_t>(marks_at_), SEEK_DATA);
-  const uint64_t from = begin < 0 ? index_size : static_cast<uint64_t>(begin);
+  // What was punched away is a hole of whole pages. Marks in front of one, in the page that also has the header and is
+  // never punched, no longer count.
+  const uint64_t second_page = (marks_at_ + kPage - 1) / kPage * kPage;
+  const off_t after_hole = lseek(index_.Get(), static_cast<off_t>(second_page), SEEK_DATA);
+  const bool holed = after_hole > static_cast<off_t>(second_page);
+  const uint64_t from = holed ? static_cast<uint64_t>(after_hole) : marks_at_;
   const std::string bytes = ReadAt(index_.Get(), from, from < index_size ? index_size - from : 0);
-  marks_dropped_ = (std::max(from, marks_at_) - marks_at_) / sizeof(Mark);
+  marks_dropped_ = (from - marks_at_) / sizeof(Mark);
   for (size_t at = 0; at + sizeof(Mark) <= bytes.size(); at += sizeof(Mark)) {
     Mark mark;
     std::memcpy(&mark, bytes.data() + at, sizeof(mark));
-    if (mark.time_us == 0 && marks_.empty()) {
-      ++marks_dropped_;
-      continue;
-    }
     const bool follows = marks_.empty() || mark.offset() >= marks_.back().offset();
     if (mark.time_us == 0 || !follows || mark.offset() > end_) return "its marks are not in order";
     marks_.push_back(mark);
   }
   if (first_ < end_ && (marks_.empty() || marks_.front().offset() > first_))
     return "it does not say whose its bytes are";
+  DropMarks();
   return "";
 }
 
-// What is in the data file is of no use without its marks. The next byte's offset stays what it was.
-void Journal::BeginAnew(std::string damage) {
-  damage_ = std::move(damage);
+// What is in the data file is of no use without its marks, so all of it goes. The next byte's offset stays what it was.
+// False with errno.
+bool Journal::BeginAnew() {
   marks_.clear();
   marks_dropped_ = 0;
   first_ = end_;
-  struct stat info {};
-  const uint64_t size = fstat(index_.Get(), &info) == 0 ? static_cast<uint64_t>(info.st_size) : 0;
-  uint64_t from = (marks_at_ + kPage - 1) / kPage * kPage;
-  marks_at_ = std::max(marks_at_, (size + sizeof(Mark) - 1) / sizeof(Mark) * sizeof(Mark));
-  PunchHole(index_.Get(), from, marks_at_);
   PunchHole(data_.Get(), punched_, end_);
-  (void)WriteWord(index_.Get(), kFirst, first_);
+  // In the place of a request that cannot be read: one that the next front end can.
+  ByteWriter origin;
+  origin.Bytes(Encode(start_.argv.empty() ? Start{{"unknown", 1}, {}, {"?"}, {}, "", "", 0} : start_), 0);
+  const std::string start = origin.Take();
+  marks_at_ = MarksAfter(start.size() - sizeof(uint32_t));
+  const std::string header(kJournalStart - kWord, '\0');
+  // The magic number last: until then it is as damaged as before.
+  return ftruncate(index_.Get(), kJournalStart) == 0 && WriteAt(index_.Get(), kWord, header.data(), header.size()) &&
+         WriteAt(index_.Get(), kJournalStart, start.data(), start.size()) && WriteWord(index_.Get(), kFirst, first_) &&
+         WriteWord(index_.Get(), kMagic, kMagicNumber);
+}
+
+void Journal::DropMarks() {
+  while (marks_.size() > 1 && marks_[1].offset() <= first_) {
+    marks_.pop_front();
+    ++marks_dropped_;
+  }
 }
 
 void Journal::Account() { held_ = end_ - first_ + kMarkCost * marks_.size() + kJournalCost; }
@@ -233,11 +247,8 @@ uint64_t Journal::DropReadTo(uint64_t held, uint64_t margin) {
 void Journal::Drop(uint64_t first) {
   if (first <= first_ || !WriteWord(index_.Get(), kFirst, first)) return;
   first_ = first;
-  while (marks_.size() > 1 && marks_[1].offset() <= first_) {
-    marks_.pop_front();
-    ++marks_dropped_;
-  }
-  if (first_ - punched_ >= kPunchAtLeast || first_ == end_) PunchHole(data_.Get(), punched_, first_);
+  DropMarks();
+  PunchHole(data_.Get(), punched_, first_);
   uint64_t from = std::max(index_punched_, (marks_at_ + kPage - 1) / kPage * kPage);
   PunchHole(index_.Get(), from, marks_at_ + marks_dropped_ * sizeof(Mark));
   index_punched_ = from;
@@ -348,16 +359,27 @@ void Journal::Leave(const std::shared_ptr<OutputReader>& reader) {
   waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), reader), waiting_.end());
 }
 
+// Goes from the end back over what counts, as long as `more` says so.
+void Journal::WalkBack(std::optional<OutputStream> only,
+                       const std::function<bool(uint64_t begin, uint64_t end)>& more) const {
+  uint64_t end = end_;
+  for (auto mark = marks_.rbegin(); mark != marks_.rend() && end > first_; ++mark) {
+    const uint64_t begin = std::max(mark->offset(), first_);
+    if (begin < end && (!only || mark->stream() == *only) && !more(begin, end)) return;
+    end = std::min(begin, end);
+  }
+}
+
 uint64_t Journal::TailBytes(std::optional<OutputStream> only, uint64_t count) const {
   const std::lock_guard lock(mutex_);
-  uint64_t at = end_;
-  while (at > first_ && count > 0) {
-    const Segment segment = *SegmentAt(at - 1);
-    const bool counts = !only || segment.stream == *only;
-    const uint64_t taken = counts ? std::min(count, at - segment.begin) : at - segment.begin;
-    at -= taken;
-    count -= counts ? taken : 0;
-  }
+  if (count == 0) return end_;
+  uint64_t at = first_;
+  WalkBack(only, [&](uint64_t begin, uint64_t end) {
+    const uint64_t taken = std::min(count, end - begin);
+    count -= taken;
+    if (count == 0) at = end - taken;
+    return count > 0;
+  });
   return at;
 }
 
@@ -365,18 +387,24 @@ uint64_t Journal::TailBytes(std::optional<OutputStream> only, uint64_t count) co
 uint64_t Journal::TailLines(std::optional<OutputStream> only, uint64_t count) const {
   const std::lock_guard lock(mutex_);
   if (count == 0) return end_;
+  uint64_t at = first_;
   bool last_byte = true;
-  for (uint64_t at = end_; at > first_;) {
-    const Segment segment = *SegmentAt(at - 1);
-    const uint64_t begin = std::max(segment.begin, at - std::min<uint64_t>(at, kMaxChunk));
-    const bool counts = !only || segment.stream == *only;
-    const std::string bytes = counts ? ReadAt(data_.Get(), begin, at - begin) : "";
-    for (size_t i = bytes.size(); i-- > 0; last_byte = false) {
-      if (bytes[i] == '\n' && !last_byte && --count == 0) return begin + i + 1;
+  // Read in large pieces, whatever the marks cut it into.
+  std::string piece;
+  uint64_t piece_at = end_;
+  WalkBack(only, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t next = end; next-- > begin; last_byte = false) {
+      if (next < piece_at) {
+        piece_at = next + 1 - std::min<uint64_t>(next + 1, kMaxChunk);
+        piece = ReadAt(data_.Get(), piece_at, next + 1 - piece_at);
+      }
+      if (next - piece_at >= piece.size() || piece[next - piece_at] != '\n' || last_byte || --count > 0) continue;
+      at = next + 1;
+      return false;
     }
-    at = begin;
-  }
-  return first_;
+    return true;
+  });
+  return at;
 }
 
 void Journal::Attach(const OutputCursor* cursor) {
@@ -385,8 +413,13 @@ void Journal::Attach(const OutputCursor* cursor) {
 }
 
 void Journal::Detach(const OutputCursor* cursor) {
-  const std::lock_guard lock(mutex_);
-  cursors_.erase(std::remove(cursors_.begin(), cursors_.end(), cursor), cursors_.end());
+  std::function<void()> progress;
+  {
+    const std::lock_guard lock(mutex_);
+    cursors_.erase(std::remove(cursors_.begin(), cursors_.end(), cursor), cursors_.end());
+    progress = progress_;
+  }
+  if (progress) progress();
 }
 
 size_t Journal::followers() const {

@@ -117,7 +117,8 @@ class Journal {
   // Where the last `count` bytes or lines of the cursor's streams begin.
   [[nodiscard]] uint64_t TailBytes(std::optional<OutputStream> only, uint64_t count) const;
   [[nodiscard]] uint64_t TailLines(std::optional<OutputStream> only, uint64_t count) const;
-  // DropReadTo heeds attached cursors. `progress`, if set, is called by whichever thread reads, after each Read of one.
+  // DropReadTo heeds attached cursors. `progress`, if set, is called by whichever thread reads or lets go, after it
+  // has.
   void Attach(const OutputCursor* cursor);
   void Detach(const OutputCursor* cursor);
   [[nodiscard]] size_t followers() const;
@@ -140,7 +141,8 @@ class Journal {
   tl::expected<void, std::string> Load();
   std::string LoadStart(uint64_t index_size);
   std::string LoadMarks(uint64_t index_size);
-  void BeginAnew(std::string damage);
+  bool BeginAnew();
+  void DropMarks();
   bool Put(OutputStream stream);
   bool WriteMark(size_t number, const Mark& mark);
   void Drop(uint64_t first);
@@ -149,6 +151,7 @@ class Journal {
   static uint64_t ChunkEnd(const Segment& segment, uint64_t begin);
   std::shared_ptr<const std::string> Share(uint64_t begin, uint64_t end);
   Chunk ReadLocked(OutputCursor& cursor);
+  void WalkBack(std::optional<OutputStream> only, const std::function<bool(uint64_t begin, uint64_t end)>& more) const;
   void Finish(Outcome outcome);
 
   const UniqueFd data_, index_;

@@ -79,31 +79,45 @@ void Retention::ShrinkAll() {
   }
 }
 
+// Where the policy is not to drop, only the output of jobs that have ended goes.
+void Retention::ShrinkUser(Owner& owner) {
+  while (owner.held > limits_.per_user) {
+    Journal* biggest = Biggest(owner.ended);
+    Journal* const running = limits_.policy == OutputPolicy::kDropOldest ? Biggest(owner.running) : nullptr;
+    if (biggest == nullptr || (running != nullptr && running->held() > biggest->held())) biggest = running;
+    const uint64_t before = owner.held;
+    if (biggest == nullptr) return;
+    Shrink(owner, *biggest, biggest->held() - std::min(biggest->held(), owner.held - Below(limits_.per_user)));
+    if (owner.held >= before) return;
+  }
+}
+
+// What all followers of a job have read: first the job's own, then that of the user's others. Half of what is kept
+// stays behind the slowest follower: what was handed to the network may not have arrived.
+void Retention::GiveUpRead(Owner& owner, Journal& journal) {
+  const uint64_t margin = limits_.per_job / 2;
+  (void)journal.DropReadTo(Below(limits_.per_job), margin);
+  Account(owner, journal);
+  for (Journal* each : owner.running) {
+    if (owner.held < limits_.per_user) return;
+    const uint64_t excess = owner.held - Below(limits_.per_user);
+    (void)each->DropReadTo(each->held() - std::min(each->held(), excess), margin);
+    Account(owner, *each);
+  }
+}
+
 Retention::Verdict Retention::Check(const std::string& user, Journal& journal) {
   Owner& owner = owners_[user];
   Account(owner, journal);
   const bool drop = limits_.policy == OutputPolicy::kDropOldest;
   if (drop && journal.held() > limits_.per_job) Shrink(owner, journal, Below(limits_.per_job));
-  while (owner.held > limits_.per_user) {
-    Journal* const ended = Biggest(owner.ended);
-    Journal* const running = drop ? Biggest(owner.running) : nullptr;
-    Journal* const biggest =
-        ended == nullptr || (running != nullptr && running->held() > ended->held()) ? running : ended;
-    const uint64_t before = owner.held;
-    if (biggest == nullptr) break;
-    Shrink(owner, *biggest, biggest->held() - std::min(biggest->held(), owner.held - Below(limits_.per_user)));
-    if (owner.held >= before) break;
-  }
+  ShrinkUser(owner);
   ShrinkAll();
-  if (drop || (journal.held() < limits_.per_job && owner.held < limits_.per_user)) return Verdict::kGoOn;
+  const auto has_room = [&] { return journal.held() < limits_.per_job && owner.held < limits_.per_user; };
+  if (drop || has_room()) return Verdict::kGoOn;
   if (limits_.policy == OutputPolicy::kKill) return Verdict::kKill;
-  // Half of what is kept stays behind the slowest follower: what was handed to the network may not have arrived.
-  const uint64_t over_job = journal.held() - std::min(journal.held(), Below(limits_.per_job));
-  const uint64_t over_user = owner.held - std::min(owner.held, Below(limits_.per_user));
-  (void)journal.DropReadTo(journal.held() - std::min(journal.held(), std::max(over_job, over_user)),
-                           limits_.per_job / 2);
-  Account(owner, journal);
-  return journal.held() < limits_.per_job && owner.held < limits_.per_user ? Verdict::kGoOn : Verdict::kWait;
+  GiveUpRead(owner, journal);
+  return has_room() ? Verdict::kGoOn : Verdict::kWait;
 }
 
 uint64_t Retention::HeldBy(const std::string& user) const {

@@ -56,7 +56,9 @@ class Retention {
   };
   void Account(Owner& owner, Journal& journal);
   void Shrink(Owner& owner, Journal& journal, uint64_t held);
+  void ShrinkUser(Owner& owner);
   void ShrinkAll();
+  void GiveUpRead(Owner& owner, Journal& journal);
 
   OutputLimits limits_;
   uint64_t held_ = 0;
