@@ -226,15 +226,15 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   view.limits = job.limits;
   view.missing = job.missing;
   view.started_us = job.started_us;
-  const bool whole = descriptors[kJournalIndex].IsOpen();
-  if (whole) {
-    auto opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
-    if (opened) view.journal = std::move(*opened);
+  tl::expected<std::shared_ptr<Journal>, std::string> opened =
+      tl::unexpected(std::string("this process has no descriptors free"));
+  if (descriptors[kJournalIndex].IsOpen()) {
+    opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
   }
-  if (view.journal == nullptr) view.journal = Journal::Unreadable();
+  view.journal = opened ? std::move(*opened) : Journal::Unreadable(opened.error());
   (void)view.note.ParseFromString(view.journal->start().note);
   retention_.Add(job.key.user, *view.journal);
-  if (!whole) return false;
+  if (!opened) return false;
   for (size_t i = 0; i < entry.pipes.size(); ++i) entry.pipes[i] = std::move(descriptors[i]);
   WatchPipes(job.key, entry);
   return entry.pipes[0].IsOpen() && entry.pipes[1].IsOpen();

@@ -42,12 +42,14 @@ bool WriteAt(int fd, uint64_t offset, const void* bytes, size_t size) {
 
 bool WriteWord(int fd, Header word, uint64_t value) { return WriteAt(fd, word * kWord, &value, kWord); }
 
-std::string ReadAt(int fd, uint64_t offset, size_t size) {
+// As much as there is; less than that only when it fails, and then `error` is the errno.
+std::string ReadAt(int fd, uint64_t offset, size_t size, int* error = nullptr) {
   std::string bytes(size, '\0');
   size_t done = 0;
   while (done < size) {
     const ssize_t got = pread(fd, bytes.data() + done, size - done, static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && error != nullptr) *error = errno;
     if (got <= 0) break;
     done += static_cast<size_t>(got);
   }
@@ -55,19 +57,19 @@ std::string ReadAt(int fd, uint64_t offset, size_t size) {
   return bytes;
 }
 
-uint64_t ReadWord(int fd, Header word) {
+uint64_t ReadWord(int fd, Header word, int* error = nullptr) {
   uint64_t value = 0;
-  const std::string bytes = ReadAt(fd, word * kWord, kWord);
+  const std::string bytes = ReadAt(fd, word * kWord, kWord, error);
   std::memcpy(&value, bytes.data(), bytes.size());
   return value;
 }
 
 // A message with its length in front; empty when there is none of at most `most` bytes.
-std::string ReadSized(int fd, uint64_t offset, uint32_t most) {
+std::string ReadSized(int fd, uint64_t offset, uint32_t most, int* error = nullptr) {
   uint32_t size = 0;
-  const std::string length = ReadAt(fd, offset, sizeof(size));
+  const std::string length = ReadAt(fd, offset, sizeof(size), error);
   std::memcpy(&size, length.data(), length.size());
-  return size <= most ? ReadAt(fd, offset + sizeof(size), size) : "";
+  return size <= most ? ReadAt(fd, offset + sizeof(size), size, error) : "";
 }
 
 // Where the marks begin behind a Start of that many bytes.
@@ -96,9 +98,9 @@ tl::expected<std::shared_ptr<Journal>, std::string> Journal::Open(UniqueFd data,
   return journal;
 }
 
-std::shared_ptr<Journal> Journal::Unreadable() {
+std::shared_ptr<Journal> Journal::Unreadable(std::string why) {
   std::shared_ptr<Journal> journal(new Journal({}, {}));
-  journal->damage_ = "this process had no descriptors free for it";
+  journal->damage_ = std::move(why);
   return journal;
 }
 
@@ -109,11 +111,14 @@ tl::expected<void, std::string> Journal::Load() {
     return Because(fmt::format("the journal's memory cannot be looked at: {}", strerror(errno)));
   }
   end_ = static_cast<uint64_t>(data.st_size);
-  damage_ = LoadStart(static_cast<uint64_t>(index.st_size));
-  const uint64_t magic = ReadWord(index_.Get(), kMagic);
+  int error = 0;
+  damage_ = LoadStart(static_cast<uint64_t>(index.st_size), error);
+  const uint64_t magic = ReadWord(index_.Get(), kMagic, &error);
   const bool fresh = magic == 0 && end_ == 0;
   if (magic != kMagicNumber && !fresh) damage_ = "it was written by another version";
-  if (damage_.empty() && !fresh) damage_ = LoadMarks(static_cast<uint64_t>(index.st_size));
+  if (damage_.empty() && !fresh) damage_ = LoadMarks(static_cast<uint64_t>(index.st_size), error);
+  // What the kernel did not give this time is not damaged.
+  if (error != 0) return Because(fmt::format("the journal cannot be read: {}", strerror(error)));
   if (!damage_.empty() && !BeginAnew())
     return Because(fmt::format("the journal cannot be written: {}", strerror(errno)));
   if (fresh && !WriteWord(index_.Get(), kMagic, kMagicNumber)) {
@@ -123,8 +128,8 @@ tl::expected<void, std::string> Journal::Load() {
   return {};
 }
 
-std::string Journal::LoadStart(uint64_t index_size) {
-  const std::string message = ReadSized(index_.Get(), kJournalStart, kMaxMessageBytes);
+std::string Journal::LoadStart(uint64_t index_size, int& error) {
+  const std::string message = ReadSized(index_.Get(), kJournalStart, kMaxMessageBytes, &error);
   std::optional<Request> request = Decode<Request>(message);
   Start* const start = request ? std::get_if<Start>(&*request) : nullptr;
   marks_at_ = MarksAfter(start != nullptr ? message.size() : index_size);
@@ -133,16 +138,17 @@ std::string Journal::LoadStart(uint64_t index_size) {
   return "";
 }
 
-std::string Journal::LoadMarks(uint64_t index_size) {
-  first_ = ReadWord(index_.Get(), kFirst);
+std::string Journal::LoadMarks(uint64_t index_size, int& error) {
+  first_ = ReadWord(index_.Get(), kFirst, &error);
   if (first_ > end_) return "it begins after its end";
   // What was punched away is a hole of whole pages. Marks in front of one, in the page that also has the header and is
   // never punched, no longer count.
   const uint64_t second_page = (marks_at_ + kPage - 1) / kPage * kPage;
   const off_t after_hole = lseek(index_.Get(), static_cast<off_t>(second_page), SEEK_DATA);
+  if (after_hole < 0 && errno != ENXIO) error = errno;  // ENXIO: there is no second page
   const bool holed = after_hole > static_cast<off_t>(second_page);
   const uint64_t from = holed ? static_cast<uint64_t>(after_hole) : marks_at_;
-  const std::string bytes = ReadAt(index_.Get(), from, from < index_size ? index_size - from : 0);
+  const std::string bytes = ReadAt(index_.Get(), from, from < index_size ? index_size - from : 0, &error);
   marks_dropped_ = (from - marks_at_) / sizeof(Mark);
   for (size_t at = 0; at + sizeof(Mark) <= bytes.size(); at += sizeof(Mark)) {
     Mark mark;

@@ -74,8 +74,8 @@ class Journal {
   // Takes the memfds over, empty ones or those that another front end has left. `damage` says what could not be read:
   // such a journal begins anew at the offset that it had reached. Fails only when the kernel does.
   static tl::expected<std::shared_ptr<Journal>, std::string> Open(UniqueFd data, UniqueFd index);
-  // Of a job whose memfds this front end could not receive: it holds nothing and takes nothing.
-  static std::shared_ptr<Journal> Unreadable();
+  // Of a job whose memfds this front end could not receive or read: it holds nothing and takes nothing.
+  static std::shared_ptr<Journal> Unreadable(std::string why);
   Journal(const Journal&) = delete;
   [[nodiscard]] const std::string& damage() const { return damage_; }
   // The request that made the job; argv is empty when the journal was damaged.
@@ -139,8 +139,8 @@ class Journal {
 
   Journal(UniqueFd data, UniqueFd index) : data_(std::move(data)), index_(std::move(index)) {}
   tl::expected<void, std::string> Load();
-  std::string LoadStart(uint64_t index_size);
-  std::string LoadMarks(uint64_t index_size);
+  std::string LoadStart(uint64_t index_size, int& error);
+  std::string LoadMarks(uint64_t index_size, int& error);
   bool BeginAnew();
   void DropMarks();
   bool Put(OutputStream stream);
