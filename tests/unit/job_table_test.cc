@@ -1,252 +1,850 @@
 #include "daemon/job_table.h"
 
 #include <gtest/gtest.h>
+#include <sys/ioctl.h>
 
+#include <algorithm>
 #include <csignal>
 #include <optional>
 
-#include "tests/unit/fake_broker.h"
+#include "tests/unit/test_journal.h"
 
 namespace jobworker {
 namespace {
 
 using namespace std::chrono_literals;
+using Outcome = Journal::Outcome;
 
-class QuietReader : public OutputReader {
- public:
-  void OutputReady() override {}
-};
+uint64_t NowUs() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
+}
+
+Exited ExitedWith(const JobKey& key, uint8_t value, EndCause cause = EndCause::kExited) {
+  Exited exited;
+  exited.key = key;
+  exited.cause = cause;
+  exited.value = value;
+  exited.ended_us = NowUs();
+  return exited;
+}
+
+JobTableLimits LimitsWith(const std::function<void(JobTableLimits&)>& change) {
+  JobTableLimits limits;
+  limits.stop_grace = 1h;
+  change(limits);
+  return limits;
+}
+
+JobNote WithKey(const std::string& request_key) {
+  JobNote note;
+  note.set_request_key(request_key);
+  return note;
+}
 
 class JobTableTest : public testing::Test {
  protected:
-  explicit JobTableTest(const JobTableLimits& limits = {.stop_grace = 1h, .ended_per_user = 2})
-      : table_(loop_, limits, [this](const std::string&) { broker_gone_ = true; }) {
-    table_.Use(client_);
-    broker_.Send(Welcome{});
-    if (!client_.Greet() || !client_.Attach()) abort();
-    broker_.Next<Hello>();
+  // What the broker has of a job until it is told to forget it.
+  struct Kept {
+    explicit Kept(const Start& started) : start(started), memory(started) {}
+    const Start start;
+    const JournalMemory memory;
+    TestPipe out, err;
+    std::optional<Exited> exited;
+    [[nodiscard]] std::vector<int> Descriptors() const {
+      return {out.read.Get(), err.read.Get(), memory.data.Get(), memory.index.Get()};
+    }
+  };
+  struct FrontEnd {
+    explicit FrontEnd(const JobTableLimits& limits)
+        : table(loop, limits, [this](const std::string&) { broker_gone = true; }) {
+      table.Use(client);
+    }
+    bool broker_gone = false;
+    EventLoop loop;
+    FakeBroker broker;
+    JobTable table;
+    BrokerClient client{loop, broker.TakeClientEnd(), table};
+  };
+
+  explicit JobTableTest(const JobTableLimits& limits = LimitsWith([](auto& all) { all.ended_per_user = 2; }))
+      : limits_(limits) {
+    Restart();
   }
 
+  // A new front end, which is told of all that the broker has kept.
+  void Restart() {
+    at_ = nullptr;
+    at_ = std::make_unique<FrontEnd>(limits_);
+    broker().Send(Welcome{kProtocolVersion, 0, static_cast<uint32_t>(kept_.size())});
+    for (const auto& [key, kept] : kept_) {
+      broker().Send(Job{key, {}, kIo, 0, 5}, kept.Descriptors());
+      if (kept.exited) broker().Send(*kept.exited);
+    }
+    if (!at_->client.Greet() || !at_->client.Attach()) abort();
+    broker().Next<Hello>();
+    RunUntil([this] {
+      return std::all_of(kept_.begin(), kept_.end(), [this](const auto& kept) { return Told(kept.second); });
+    });
+  }
+  // Whether the front end knows what it was told of a job's end.
+  bool Told(const Kept& kept) {
+    const auto view = table().Find(kept.start.key);
+    return !kept.exited || !view || (*view)->phase == JobView::Phase::kEnded;
+  }
+  FakeBroker& broker() { return at_->broker; }
+  JobTable& table() { return at_->table; }
+
   void RunUntil(const std::function<bool()>& holds) {
-    while (!holds()) loop_.RunOnce();
+    while (!holds()) at_->loop.RunOnce();
   }
-  void Start(const std::string& user) {
+  // Until the broker has been sent something.
+  template <class T>
+  T Next() {
+    RunUntil([this] { return !broker().NothingSent(); });
+    return broker().Next<T>();
+  }
+  void NextIsForget(const JobKey& key) {
+    EXPECT_EQ(Next<Forget>().key, key);
+    kept_.erase(key);
+  }
+
+  void Ask(const std::string& user, const JobNote& note = {}) {
     result_.reset();
-    table_.StartJob(user, {"echo"}, {}, [this](const JobTable::StartResult& result) { result_ = result; });
+    table().StartJob(user, {{}, {}, {"echo"}, {}}, note,
+                     [this](const JobTable::StartResult& result) { result_ = result; });
   }
-  void AnswerStarted(const JobKey& key) {
-    const int out = out_.read.Get(), err = err_.read.Get();
-    broker_.Send(Started{key, {}, kIo}, {out, err, out, err});
+  Kept& Keep(const Start& start) { return kept_.try_emplace(start.key, start).first->second; }
+  void AnswerStarted(const Start& start) {
+    broker().Send(Started{start.key, {}, kIo, 0, 5}, Keep(start).Descriptors());
     RunUntil([this] { return result_.has_value(); });
   }
-  JobTable::View StartRunning(const std::string& user) {
-    Start(user);
-    AnswerStarted(broker_.Next<jobworker::Start>().key);
+  JobTable::View StartRunning(const std::string& user, const JobNote& note = {}) {
+    Ask(user, note);
+    AnswerStarted(broker().Next<Start>());
     return **result_;
   }
-  void SendExited(const JobKey& key, uint8_t code = 0) {
-    Exited exited;
-    exited.key = key;
-    exited.value = code;
-    broker_.Send(exited);
+  void AnswerFailed(const JobKey& key, Stage stage, uint32_t error) {
+    broker().Send(Failed{key, RequestType::kStart, stage, error});
   }
-  void End(const JobKey& key) {
-    const auto view = table_.Find(key);
-    SendExited(key);
-    RunUntil([&] { return Output(**view).second == OutputStore::Outcome::kEnd; });
+  void SendExited(const Exited& exited) {
+    kept_.at(exited.key).exited = exited;
+    broker().Send(exited);
   }
-  void Stop(const JobKey& key) {
+  void End(const JobKey& key, const std::optional<Exited>& exited = {}) {
+    const auto view = table().Find(key);
+    SendExited(exited ? *exited : ExitedWith(key, 0));
+    RunUntil([&] { return Finished(**view) == Outcome::kEnd; });
+  }
+  void Stop(const JobKey& key, const JobTable::StopOrder& order = {StopKind::kAsked, SIGTERM, 1h}) {
     stopped_.reset();
-    table_.StopJob(key, [this](const JobTable::StopResult& result) { stopped_ = result; });
+    table().StopJob(key, order, [this](const JobTable::StopResult& result) { stopped_ = result; });
   }
-  std::pair<std::string, OutputStore::Outcome> Output(const JobView& view) {
-    std::string all;
-    uint64_t offset = 0;
+  static Outcome Finished(const JobView& view) {
+    OutputCursor cursor;
     for (;;) {
-      const auto segment = view.output->Read(offset, reader_);
-      if (segment.outcome != OutputStore::Outcome::kBytes) return {all, segment.outcome};
-      all += segment.bytes;
+      const Outcome outcome = view.journal->Read(cursor, nullptr).outcome;
+      if (outcome != Outcome::kBytes) return outcome;
     }
   }
 
-  bool broker_gone_ = false;
-  EventLoop loop_;
-  FakeBroker broker_;
-  JobTable table_;
-  BrokerClient client_{loop_, broker_.TakeClientEnd(), table_};
-  TestPipe out_, err_;
-  std::shared_ptr<QuietReader> reader_ = std::make_shared<QuietReader>();
+  const JobTableLimits limits_;
+  std::map<JobKey, Kept> kept_;
+  std::unique_ptr<FrontEnd> at_;
   std::optional<JobTable::StartResult> result_;
   std::optional<JobTable::StopResult> stopped_;
 };
+
+// --- Starts. ---
 
 TEST_F(JobTableTest, CountsIdsForEachUser) {
   EXPECT_EQ(StartRunning("alice")->key, (JobKey{"alice", 1}));
   EXPECT_EQ(StartRunning("bob")->key, (JobKey{"bob", 1}));
   EXPECT_EQ(StartRunning("alice")->key, (JobKey{"alice", 2}));
-  EXPECT_FALSE(table_.Find({"bob", 2}));
-  EXPECT_EQ(table_.Find({"bob", 2}).error(), table_.Find({"alice", 99}).error());
-}
-
-TEST_F(JobTableTest, GoesOnAfterTheHighestReplayedId) {
-  table_.OnJob(Job{{"alice", 41}, {}, 0}, {std::move(out_.read), std::move(err_.read)});
-  EXPECT_TRUE(table_.Find({"alice", 41}));
-  Start("alice");
-  EXPECT_EQ(broker_.Next<jobworker::Start>().key.id, 42U);
-}
-
-TEST_F(JobTableTest, AReplayedJobEndsLikeAnyOther) {
-  const JobKey key{"alice", 41};
-  table_.OnJob(Job{key, {}, 0}, {std::move(out_.read), std::move(err_.read)});
-  out_.Put("left in the pipe");
-  const auto view = *table_.Find(key);
-  End(key);
-  EXPECT_EQ(Output(*view).first, "left in the pipe");
+  EXPECT_FALSE(table().Find({"bob", 2}));
+  EXPECT_EQ(table().Find({"bob", 2}).error(), table().Find({"alice", 99}).error());
 }
 
 TEST_F(JobTableTest, AFailedStartFreesItsKeyAndTellsTheStage) {
-  Start("alice");
-  const JobKey key = broker_.Next<jobworker::Start>().key;
-  EXPECT_EQ(table_.Find(key).error(), NoJob::kUnknown);
-  broker_.Send(Failed{key, RequestType::kStart, Stage::kExec, ENOENT});
+  Ask("alice", WithKey("k"));
+  const JobKey key = broker().Next<Start>().key;
+  EXPECT_EQ(table().Find(key).error(), NoJob::kUnknown);
+  AnswerFailed(key, Stage::kExec, ENOENT);
   RunUntil([this] { return result_.has_value(); });
   const StageFailed failed = std::get<StageFailed>(result_->error());
   EXPECT_EQ(failed.stage, Stage::kExec);
   EXPECT_EQ(failed.error, ENOENT);
   Stop(key);
   EXPECT_EQ(stopped_->error(), NoJob::kUnknown);
+  EXPECT_EQ(StartRunning("alice", WithKey("k"))->key.id, 2U);  // the same request may be tried again
 }
+
+TEST_F(JobTableTest, AFailureThatNobodyWaitsForIsIgnored) {
+  const auto view = StartRunning("alice");
+  broker().Send(Failed{view->key, RequestType::kSignal, Stage::kSignal, ESRCH});
+  broker().Send(Failed{view->key, RequestType::kKill, Stage::kKill, EIO});
+  broker().Send(Failed{{"alice", 9}, RequestType::kStart, Stage::kExec, ENOENT});
+  broker().Send(ExitedWith({"alice", 9}, 0));
+  End(view->key);
+  EXPECT_FALSE(at_->broker_gone);
+}
+
+TEST_F(JobTableTest, TheViewHasWhatWasAskedForAndWhatCameOfIt) {
+  JobNote note = WithKey("k");
+  (*note.mutable_labels())["a"] = "b";
+  note.set_timeout_ms(7);
+  const auto view = StartRunning("alice", note);
+  EXPECT_EQ(view->missing, kIo);
+  EXPECT_EQ(view->started_us, 5U);
+  EXPECT_EQ(view->journal->start().argv, std::vector<std::string>{"echo"});
+  EXPECT_EQ(view->note.SerializeAsString(), note.SerializeAsString());
+  EXPECT_EQ(view->phase, JobView::Phase::kRunning);
+}
+
+// --- Request keys. ---
+
+TEST_F(JobTableTest, ARepeatedStartJoinsTheJobOfTheFirst) {
+  Ask("alice", WithKey("k"));
+  const auto start = broker().Next<Start>();
+  std::vector<JobTable::StartResult> joined;
+  const auto join = [&](const char* user, const char* key) {
+    table().StartJob(user, {{}, {}, {"other"}, {}}, WithKey(key),
+                     [&](const auto& result) { joined.push_back(result); });
+  };
+  join("alice", "k");
+  EXPECT_TRUE(broker().NothingSent());
+  EXPECT_TRUE(joined.empty());
+  AnswerStarted(start);
+  ASSERT_EQ(joined.size(), 1U);
+  EXPECT_EQ(*joined[0], **result_);
+  join("alice", "k");
+  ASSERT_EQ(joined.size(), 2U);
+  EXPECT_EQ(*joined[1], **result_);
+  EXPECT_TRUE(broker().NothingSent());
+  End(start.key);
+  join("alice", "k");
+  EXPECT_EQ(*joined.at(2), **result_);
+  EXPECT_TRUE(broker().NothingSent());
+  join("bob", "k");
+  EXPECT_EQ(broker().Next<Start>().key, (JobKey{"bob", 1}));
+  join("alice", "k2");
+  EXPECT_EQ(broker().Next<Start>().key, (JobKey{"alice", 2}));
+}
+
+TEST_F(JobTableTest, StartsWithoutAKeyAreJobsOfTheirOwn) {
+  EXPECT_NE(StartRunning("alice")->key, StartRunning("alice")->key);
+}
+
+TEST_F(JobTableTest, AFailedStartIsToldToAllWhoJoined) {
+  Ask("alice", WithKey("k"));
+  const auto start = broker().Next<Start>();
+  int told = 0;
+  table().StartJob("alice", {}, WithKey("k"), [&](const auto& result) { told += result ? 100 : 1; });
+  AnswerFailed(start.key, Stage::kClone, EAGAIN);
+  RunUntil([this] { return result_.has_value(); });
+  EXPECT_FALSE(*result_);
+  EXPECT_EQ(told, 1);
+}
+
+TEST_F(JobTableTest, ARequestKeyIsForgottenWithItsJob) {
+  const JobKey first = StartRunning("alice", WithKey("k"))->key;
+  End(first);
+  for (int i = 0; i < 2; ++i) End(StartRunning("alice")->key);
+  NextIsForget(first);
+  EXPECT_EQ(StartRunning("alice", WithKey("k"))->key.id, 4U);
+}
+
+TEST_F(JobTableTest, ARequestKeyOutlivesTheFrontEnd) {
+  const JobKey key = StartRunning("alice", WithKey("k"))->key;
+  Restart();
+  Ask("alice", WithKey("k"));
+  ASSERT_TRUE(result_);
+  EXPECT_EQ((**result_)->key, key);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+// --- Output and the end. ---
 
 TEST_F(JobTableTest, OutputIsReadBeforeTheEndIsTold) {
   const auto view = StartRunning("alice");
-  EXPECT_EQ(view->missing, kIo);
-  out_.Put("out");
-  err_.Put("err");
-  SendExited(view->key, 3);
-  RunUntil([&] { return Output(*view).second == OutputStore::Outcome::kEnd; });
-  EXPECT_EQ(Output(*view).first.size(), 6U);
+  kept_.at(view->key).out.Put("out");
+  kept_.at(view->key).err.Put("err");
+  End(view->key, ExitedWith(view->key, 3));
+  EXPECT_EQ(view->journal->range().end, 6U);
   EXPECT_EQ(view->result.exited.value, 3);
-  EXPECT_FALSE(view->result.stopped);
+  EXPECT_EQ(view->result.stop.kind, StopKind::kNone);
+  EXPECT_EQ(view->phase, JobView::Phase::kEnded);
 }
 
-// out_.write stays open, as if a process outside of the job had been handed it.
+// The write end stays open, as if a process outside of the job had been handed it.
 TEST_F(JobTableTest, AStrangerWithTheWriteEndDoesNotHoldUpTheEnd) {
   const auto view = StartRunning("alice");
-  out_.Put(std::string(60'000, 'x'));
+  kept_.at(view->key).out.Put(std::string(60'000, 'x'));
   End(view->key);
-  out_.read.Reset();
-  EXPECT_EQ(Output(*view).first.size(), 60'000U);
+  EXPECT_EQ(view->journal->range().end, 60'000U);
 }
+
+TEST_F(JobTableTest, AJobThatClosesItsOutputRunsOn) {
+  const auto view = StartRunning("alice");
+  Kept& kept = kept_.at(view->key);
+  kept.out.Put("a");
+  kept.out.write.Reset();
+  RunUntil([&] { return view->journal->range().end == 1; });
+  kept.err.Put("b");
+  RunUntil([&] { return view->journal->range().end == 2; });
+  EXPECT_EQ(Finished(*view), Outcome::kWait);
+  End(view->key);
+  EXPECT_EQ(ReadAll(*view->journal), "o'a' e'b'");
+}
+
+TEST_F(JobTableTest, AJobWhoseDescriptorsWereLostIsKilledAndForgotten) {
+  Ask("alice");
+  const JobKey key = broker().Next<Start>().key;
+  table().OnStarted(Started{key, {}, 0}, {});
+  EXPECT_EQ(std::get<StageFailed>(result_->error()).error, EMFILE);
+  EXPECT_EQ(broker().Next<Kill>().key, key);
+  EXPECT_EQ(table().Find(key).error(), NoJob::kUnknown);
+  broker().Send(ExitedWith(key, 0));
+  EXPECT_EQ(Next<Forget>().key, key);
+  EXPECT_EQ(StartRunning("alice")->key.id, 2U);
+}
+
+TEST_F(JobTableTest, AReplayedJobWhoseDescriptorsWereLostIsStillThere) {
+  const JobKey key{"alice", 7};
+  table().OnJob(Job{key, {}, 0}, {});
+  const auto view = table().Find(key);
+  ASSERT_TRUE(view);
+  EXPECT_NE((*view)->journal->damage(), "");
+  Stop(key, {StopKind::kAsked, SIGINT, 1h});
+  EXPECT_EQ(broker().Next<Signal>().number, SIGINT);
+  kept_.try_emplace(key, Start{key, {}, {"echo"}, {}});
+  End(key, ExitedWith(key, 9));
+  EXPECT_EQ(stopped_->value().exited.value, 9);
+  EXPECT_EQ(stopped_->value().stop.kind, StopKind::kAsked);
+}
+
+// --- Stops. ---
 
 TEST_F(JobTableTest, StopAsksOnceAndTellsEverybody) {
   const auto view = StartRunning("alice");
   int told = 0;
   for (int i = 0; i < 2; ++i) {
-    table_.StopJob(view->key, [&](const JobTable::StopResult& result) { told += result && result->stopped ? 1 : 0; });
+    table().StopJob(view->key, {StopKind::kAsked, SIGTERM, 1h}, [&](const JobTable::StopResult& result) {
+      told += result && result->stop.kind == StopKind::kAsked ? 1 : 0;
+    });
   }
-  EXPECT_EQ(broker_.Next<Signal>().number, SIGTERM);
-  EXPECT_TRUE(broker_.NothingSent());
+  EXPECT_EQ(broker().Next<Signal>().number, SIGTERM);
+  EXPECT_EQ(broker().Next<Signal>().number, SIGCONT);
+  EXPECT_TRUE(broker().NothingSent());
   EXPECT_EQ(told, 0);
-  SendExited(view->key);
-  RunUntil([&] { return told == 2; });
+  EXPECT_EQ(view->phase, JobView::Phase::kEnding);
+  End(view->key);
+  EXPECT_EQ(told, 2);
   Stop(view->key);
   EXPECT_TRUE(stopped_.value());
+}
+
+TEST_F(JobTableTest, TheFirstStopCountsAndALaterOneOnlyShortensTheGrace) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, SIGINT, 1h});
+  EXPECT_EQ(broker().Next<Signal>().number, SIGINT);
+  EXPECT_EQ(broker().Next<Signal>().number, SIGCONT);
+  Stop(view->key, {StopKind::kTimeout, SIGTERM, 2h});
+  EXPECT_EQ(view->journal->stop().grace_ms, 3'600'000U);
+  Stop(view->key, {StopKind::kTimeout, SIGTERM, 1min});
+  EXPECT_LE(view->journal->stop().grace_ms, 3'600'000U);
+  EXPECT_GE(view->journal->stop().grace_ms, 60'000U);
+  EXPECT_TRUE(broker().NothingSent());
+  Stop(view->key, {StopKind::kLease, 0, 1h});
+  EXPECT_EQ(Next<Kill>().key, view->key);
+  End(view->key, ExitedWith(view->key, SIGKILL, EndCause::kSignalled));
+  EXPECT_EQ(view->result.stop.kind, StopKind::kAsked);
+  EXPECT_EQ(view->result.stop.signal, SIGINT);
+  EXPECT_TRUE(view->result.stop.killed);
+}
+
+TEST_F(JobTableTest, AStopWithoutASignalKillsAtOnce) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, 0, 1h});
+  EXPECT_EQ(Next<Kill>().key, view->key);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, AfterTheGracePeriodTheCgroupIsKilled) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, SIGTERM, 0ms});
+  EXPECT_EQ(broker().Next<Signal>().number, SIGTERM);
+  EXPECT_EQ(broker().Next<Signal>().number, SIGCONT);
+  EXPECT_EQ(Next<Kill>().key, view->key);
+  EXPECT_TRUE(view->journal->stop().killed);
 }
 
 TEST_F(JobTableTest, StoppingAnEndedJobTellsHowItEnded) {
   const auto view = StartRunning("alice");
   End(view->key);
   Stop(view->key);
-  EXPECT_FALSE(stopped_->value().stopped);
-  EXPECT_TRUE(broker_.NothingSent());
+  EXPECT_EQ(stopped_->value().stop.kind, StopKind::kNone);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, OnlyTheOwnJobsCanBeStopped) {
+  StartRunning("alice");
+  Stop({"bob", 1});
+  EXPECT_EQ(stopped_->error(), NoJob::kUnknown);
+  EXPECT_TRUE(broker().NothingSent());
 }
 
 // The broker drops a connection that names a job it does not know, and a start may yet fail.
 TEST_F(JobTableTest, AJobIsNotNamedBeforeItHasStarted) {
-  Start("alice");
-  const JobKey key = broker_.Next<jobworker::Start>().key;
-  Stop(key);
-  EXPECT_TRUE(broker_.NothingSent());
-  AnswerStarted(key);
-  EXPECT_EQ(broker_.Next<Kill>().key, key);
-  SendExited(key);
-  RunUntil([this] { return stopped_.has_value(); });
-  EXPECT_TRUE(stopped_->value().stopped);
+  Ask("alice");
+  const auto start = broker().Next<Start>();
+  Stop(start.key, {StopKind::kAsked, 0, 0ms});
+  EXPECT_TRUE(broker().NothingSent());
+  AnswerStarted(start);
+  EXPECT_EQ(Next<Kill>().key, start.key);
+  End(start.key);
+  EXPECT_EQ(stopped_->value().stop.kind, StopKind::kAsked);
 }
 
 TEST_F(JobTableTest, AStopOfAJobThatNeverStartedFindsNone) {
-  Start("alice");
-  const JobKey key = broker_.Next<jobworker::Start>().key;
+  Ask("alice");
+  const JobKey key = broker().Next<Start>().key;
   Stop(key);
-  broker_.Send(Failed{key, RequestType::kStart, Stage::kExec, EACCES});
+  AnswerFailed(key, Stage::kExec, EACCES);
   RunUntil([this] { return result_.has_value(); });
   EXPECT_EQ(stopped_->error(), NoJob::kUnknown);
 }
 
+// --- What is forgotten. ---
+
 TEST_F(JobTableTest, ForgetsTheOldestEndedJob) {
   for (uint64_t id = 1; id <= 3; ++id) End(StartRunning("alice")->key);
-  EXPECT_EQ(broker_.Next<Forget>().key, (JobKey{"alice", 1}));
-  EXPECT_EQ(table_.Find({"alice", 1}).error(), NoJob::kUnknown);
-  EXPECT_TRUE(table_.Find({"alice", 2}));
+  NextIsForget({"alice", 1});
+  EXPECT_EQ(table().Find({"alice", 1}).error(), NoJob::kUnknown);
+  EXPECT_TRUE(table().Find({"alice", 2}));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, AnotherUsersEndedJobsDoNotCount) {
+  for (uint64_t id = 1; id <= 2; ++id) {
+    End(StartRunning("alice")->key);
+    End(StartRunning("bob")->key);
+  }
+  EXPECT_TRUE(broker().NothingSent());
 }
 
 TEST_F(JobTableTest, EndedJobsMakeRoomForANewOne) {
-  const JobKey ended = StartRunning("alice")->key;
-  End(ended);
-  Start("alice");
-  const JobKey key = broker_.Next<jobworker::Start>().key;
-  broker_.Send(Failed{key, RequestType::kStart, Stage::kJobs, EAGAIN});
-  RunUntil([this] { return !broker_.NothingSent(); });
-  EXPECT_EQ(broker_.Next<Forget>().key, ended);
-  EXPECT_EQ(broker_.Next<jobworker::Start>().key, key);
-  broker_.Send(Failed{key, RequestType::kStart, Stage::kJobs, EAGAIN});
+  End(StartRunning("alice")->key);
+  End(StartRunning("alice")->key);
+  Ask("alice");
+  const auto start = broker().Next<Start>();
+  AnswerFailed(start.key, Stage::kJobs, EAGAIN);
+  NextIsForget({"alice", 1});
+  const auto again = broker().Next<Start>();
+  EXPECT_EQ(Encode(again), Encode(start));
+  AnswerStarted(again);
+  EXPECT_EQ((**result_)->key.id, 3U);
+  EXPECT_TRUE(table().Find({"alice", 2}));
+}
+
+TEST_F(JobTableTest, AStartFailsWhenNoEndedJobCanMakeRoom) {
+  StartRunning("alice");
+  Ask("alice");
+  AnswerFailed(broker().Next<Start>().key, Stage::kJobs, EAGAIN);
+  RunUntil([this] { return result_.has_value(); });
+  EXPECT_EQ(std::get<StageFailed>(result_->error()).stage, Stage::kJobs);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+class ForgetfulJobTableTest : public JobTableTest {
+ protected:
+  ForgetfulJobTableTest() : JobTableTest(LimitsWith([](auto& all) { all.ended_age = 1000s; })) {}
+  static Exited EndedAt(const JobKey& key, uint64_t ended_us) {
+    Exited exited = ExitedWith(key, 0);
+    exited.ended_us = ended_us;
+    return exited;
+  }
+};
+
+TEST_F(ForgetfulJobTableTest, ForgetsWhatEndedLongAgo) {
+  const auto old = StartRunning("alice"), fresh = StartRunning("alice");
+  End(fresh->key);
+  End(old->key, EndedAt(old->key, NowUs() - 1'000'000'000));
+  NextIsForget(old->key);
+  EXPECT_TRUE(table().Find(fresh->key));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(ForgetfulJobTableTest, LooksAgainWhenTheNextIsOldEnough) {
+  const auto soon = StartRunning("alice"), later = StartRunning("alice"), last = StartRunning("alice");
+  End(later->key);
+  End(soon->key, EndedAt(soon->key, NowUs() - 999'980'000));
+  EXPECT_TRUE(table().Find(soon->key));
+  NextIsForget(soon->key);
+  EXPECT_TRUE(table().Find(later->key));
+}
+
+TEST_F(ForgetfulJobTableTest, AJobThatIsForgottenIsReadToItsEndByWhoHasIt) {
+  const auto old = StartRunning("alice"), fresh = StartRunning("alice");
+  End(old->key, EndedAt(old->key, 1));
+  NextIsForget(old->key);
+  EXPECT_EQ(Finished(*old), Outcome::kEnd);
+  EXPECT_EQ(old->result.exited.key, old->key);
+}
+
+class ManyYearsJobTableTest : public JobTableTest {
+ protected:
+  ManyYearsJobTableTest() : JobTableTest(LimitsWith([](auto& all) { all.ended_age = 0s; })) {}
+};
+
+TEST_F(ManyYearsJobTableTest, AnAgeOfNothingIsForEver) {
+  const auto old = StartRunning("alice"), other = StartRunning("alice");
+  Exited exited = ExitedWith(old->key, 0);
+  exited.ended_us = 1;
+  End(old->key, exited);
+  EXPECT_TRUE(table().Find(old->key));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+// --- The newest id is never lost. ---
+
+TEST_F(ForgetfulJobTableTest, TheNewestJobStaysWithTheBrokerUntilThereIsANewerOne) {
+  const auto view = StartRunning("alice");
+  kept_.at(view->key).out.Put("gone");
+  End(view->key, EndedAt(view->key, 1));
+  EXPECT_EQ(table().Find(view->key).error(), NoJob::kUnknown);
+  EXPECT_TRUE(broker().NothingSent());
+  EXPECT_EQ(view->journal->range().first, 4U);
+  Restart();
+  EXPECT_EQ(table().Find(view->key).error(), NoJob::kUnknown);
+  EXPECT_TRUE(broker().NothingSent());
+  Ask("alice");
+  const auto start = broker().Next<Start>();
+  EXPECT_EQ(start.key.id, 2U);
+  EXPECT_TRUE(broker().NothingSent());
+  AnswerStarted(start);
+  NextIsForget(view->key);
+  Restart();
+  EXPECT_TRUE(table().Find(start.key));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+// Killed between the answer to the newer one's start and the Forget of the older.
+TEST_F(ForgetfulJobTableTest, AFrontEndThatFindsANewerJobForgetsTheForgottenOne) {
+  const JobKey first = StartRunning("alice")->key;
+  End(first, EndedAt(first, 1));
+  Start start{{"alice", 2}, {}, {"echo"}, {}};
+  Keep(start);
+  Restart();
+  NextIsForget(first);
+  EXPECT_TRUE(table().Find(start.key));
+  EXPECT_EQ(table().Find(first).error(), NoJob::kUnknown);
+}
+
+TEST_F(ForgetfulJobTableTest, AStartThatFailsDoesNotCostTheNewestId) {
+  const JobKey first = StartRunning("alice")->key;
+  End(first, EndedAt(first, 1));
+  Ask("alice");
+  AnswerFailed(broker().Next<Start>().key, Stage::kExec, ENOENT);
+  RunUntil([this] { return result_.has_value(); });
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(ForgetfulJobTableTest, TheForgottenNewestJobMakesRoomWhenTheListIsFull) {
+  const JobKey first = StartRunning("alice")->key;
+  End(first, EndedAt(first, 1));
+  Ask("alice");
+  const auto start = broker().Next<Start>();
+  AnswerFailed(start.key, Stage::kJobs, EAGAIN);
+  NextIsForget(first);
+  EXPECT_EQ(broker().Next<Start>().key, start.key);
+  AnswerFailed(start.key, Stage::kJobs, EAGAIN);
   RunUntil([this] { return result_.has_value(); });
   EXPECT_EQ(std::get<StageFailed>(result_->error()).stage, Stage::kJobs);
 }
 
-TEST_F(JobTableTest, AJobWhoseDescriptorsWereLostIsKilledAndForgotten) {
-  Start("alice");
-  const JobKey key = broker_.Next<jobworker::Start>().key;
-  table_.OnStarted(Started{key, {}, 0}, {});
-  EXPECT_EQ(std::get<StageFailed>(result_->error()).error, EMFILE);
-  EXPECT_EQ(broker_.Next<Kill>().key, key);
-  EXPECT_EQ(table_.Find(key).error(), NoJob::kUnknown);
-  SendExited(key);
-  RunUntil([this] { return !broker_.NothingSent(); });
-  EXPECT_EQ(broker_.Next<Forget>().key, key);
+// --- A new front end. ---
+
+TEST_F(JobTableTest, GoesOnAfterTheHighestReplayedId) {
+  for (const uint64_t id : {uint64_t{41}, uint64_t{7}}) Keep({{"alice", id}, {}, {"echo"}, {}});
+  Restart();
+  EXPECT_TRUE(table().Find({"alice", 41}));
+  EXPECT_TRUE(table().Find({"alice", 7}));
+  Ask("alice");
+  EXPECT_EQ(broker().Next<Start>().key.id, 42U);
+  Ask("bob");
+  EXPECT_EQ(broker().Next<Start>().key.id, 1U);
 }
+
+TEST_F(JobTableTest, ARunningJobIsTakenOver) {
+  const JobKey key = StartRunning("alice")->key;
+  Kept& kept = kept_.at(key);
+  kept.out.Put("before");
+  RunUntil([&] { return (*table().Find(key))->journal->range().end == 6; });
+  at_ = nullptr;
+  kept.err.Put("between");
+  Restart();
+  const auto view = *table().Find(key);
+  EXPECT_EQ(view->missing, kIo);
+  EXPECT_EQ(view->started_us, 5U);
+  EXPECT_EQ(view->phase, JobView::Phase::kRunning);
+  RunUntil([&] { return view->journal->range().end == 13; });
+  kept.out.Put("after");
+  End(key, ExitedWith(key, 4));
+  EXPECT_EQ(ReadAll(*view->journal), "o'before' e'between' o'after'");
+  EXPECT_EQ(view->result.exited.value, 4);
+}
+
+TEST_F(JobTableTest, AnEndedJobIsTakenOverWithItsEnd) {
+  const JobKey key = StartRunning("alice")->key;
+  kept_.at(key).out.Put("output");
+  Stop(key, {StopKind::kAsked, SIGINT, 1h});
+  End(key, ExitedWith(key, 5));
+  Restart();
+  const auto view = *table().Find(key);
+  EXPECT_EQ(view->phase, JobView::Phase::kEnded);
+  EXPECT_EQ(ReadAll(*view->journal), "o'output'");
+  EXPECT_EQ(Finished(*view), Outcome::kEnd);
+  EXPECT_EQ(view->result.exited.value, 5);
+  EXPECT_EQ(view->result.stop.kind, StopKind::kAsked);
+  EXPECT_EQ(view->result.stop.signal, SIGINT);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+// It ended while there was no front end.
+TEST_F(JobTableTest, WhatWasLeftInThePipesOfAnEndedJobIsRead) {
+  const JobKey key = StartRunning("alice")->key;
+  at_ = nullptr;
+  kept_.at(key).out.Put("late");
+  kept_.at(key).exited = ExitedWith(key, 6);
+  Restart();
+  const auto view = *table().Find(key);
+  EXPECT_EQ(Finished(*view), Outcome::kEnd);
+  EXPECT_EQ(ReadAll(*view->journal), "o'late'");
+  ASSERT_TRUE(view->journal->end());
+  EXPECT_EQ(view->journal->end()->value, 6);
+}
+
+// A broker that was restarted too does not know what the journal knows.
+TEST_F(JobTableTest, AnEndThatWasKnownStaysKnown) {
+  const JobKey key = StartRunning("alice")->key;
+  End(key, ExitedWith(key, 7));
+  kept_.at(key).exited = ExitedWith(key, 0, EndCause::kUnknown);
+  Restart();
+  const auto view = *table().Find(key);
+  EXPECT_EQ(view->result.exited.cause, EndCause::kExited);
+  EXPECT_EQ(view->result.exited.value, 7);
+}
+
+TEST_F(JobTableTest, AnUnknownEndIsAnEnd) {
+  const JobKey key = StartRunning("alice")->key;
+  kept_.at(key).exited = ExitedWith(key, 0, EndCause::kUnknown);
+  Restart();
+  EXPECT_EQ((*table().Find(key))->result.exited.cause, EndCause::kUnknown);
+  EXPECT_EQ(Finished(**table().Find(key)), Outcome::kEnd);
+}
+
+TEST_F(JobTableTest, AStopGoesOnWhereItWas) {
+  const JobKey key = StartRunning("alice")->key;
+  Stop(key, {StopKind::kTimeout, SIGTERM, 1h});
+  Restart();
+  const auto view = *table().Find(key);
+  EXPECT_EQ(view->phase, JobView::Phase::kEnding);
+  EXPECT_TRUE(broker().NothingSent());
+  Stop(key, {StopKind::kAsked, SIGTERM, 2h});
+  EXPECT_TRUE(broker().NothingSent());
+  Stop(key, {StopKind::kAsked, 0, 0ms});
+  EXPECT_EQ(Next<Kill>().key, key);
+  End(key);
+  EXPECT_EQ(view->result.stop.kind, StopKind::kTimeout);
+}
+
+TEST_F(JobTableTest, AGraceThatRanOutWhileThereWasNoFrontEndIsOver) {
+  const JobKey key = StartRunning("alice")->key;
+  const auto journal = kept_.at(key).memory.Open();
+  journal->SetStop({StopKind::kAsked, SIGTERM, false, 1000, NowUs() - 1'000'001});
+  Restart();
+  EXPECT_EQ(Next<Kill>().key, key);
+}
+
+TEST_F(JobTableTest, AJobThatAnEarlierFrontEndAskedForIsTakenOver) {
+  Start start{{"alice", 3}, {}, {"echo"}, {}, "", WithKey("k").SerializeAsString()};
+  broker().Send(Started{start.key, {}, 0, 0, 5}, Keep(start).Descriptors());
+  RunUntil([&] { return table().Find(start.key).has_value(); });
+  Ask("alice", WithKey("k"));
+  ASSERT_TRUE(result_);
+  EXPECT_EQ((**result_)->key, start.key);
+  Ask("alice");
+  EXPECT_EQ(broker().Next<Start>().key.id, 4U);
+}
+
+TEST_F(JobTableTest, ADamagedJournalCostsTheOutputAlone) {
+  const JobKey key = StartRunning("alice")->key;
+  kept_.at(key).out.Put("output");
+  RunUntil([&] { return (*table().Find(key))->journal->range().end == 6; });
+  at_ = nullptr;
+  kept_.at(key).memory.PokeMark(0, 5, OutputStream::kStdout, 1);
+  Restart();
+  const auto view = *table().Find(key);
+  EXPECT_NE(view->journal->damage(), "");
+  kept_.at(key).out.Put("more");
+  End(key, ExitedWith(key, 8));
+  EXPECT_EQ(ReadAll(*view->journal), "<6> o'more'");
+  EXPECT_EQ(view->result.exited.value, 8);
+}
+
+// --- Limits of the output. ---
+
+class PolicyTest : public JobTableTest {
+ protected:
+  static constexpr uint64_t kPerJob = 64 * 1024;
+  explicit PolicyTest(OutputPolicy policy)
+      : JobTableTest(LimitsWith([&](auto& all) {
+          all.output = {kPerJob, 1 << 20, 1 << 20, policy};
+        })) {}
+  // Writes more than is kept, as far as it is taken.
+  void Fill(const JobView& view) {
+    for (int i = 0; i < 4; ++i) {
+      kept_.at(view.key).out.Put(std::string(kPerJob / 4, 'x'));
+      RunUntil([&] { return Left(view) == 0 || view.journal->held() >= kPerJob; });
+    }
+  }
+  int Left(const JobView& view) {
+    int left = 0;
+    EXPECT_EQ(ioctl(kept_.at(view.key).out.read.Get(), FIONREAD, &left), 0);
+    return left;
+  }
+};
+
+class DropTest : public PolicyTest {
+ protected:
+  DropTest() : PolicyTest(OutputPolicy::kDropOldest) {}
+};
+
+TEST_F(DropTest, TheOldestGoes) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  Fill(*view);
+  EXPECT_EQ(Left(*view), 0);
+  EXPECT_LE(view->journal->held(), kPerJob);
+  EXPECT_GT(view->journal->range().first, 0U);
+  EXPECT_EQ(table().retention().held(), view->journal->held());
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+class KillTest : public PolicyTest {
+ protected:
+  KillTest() : PolicyTest(OutputPolicy::kKill) {}
+};
+
+TEST_F(KillTest, TheJobIsKilledOnce) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  EXPECT_EQ(Next<Kill>().key, view->key);
+  End(view->key, ExitedWith(view->key, SIGKILL, EndCause::kSignalled));
+  EXPECT_TRUE(broker().NothingSent());
+  EXPECT_EQ(view->result.stop.kind, StopKind::kOutputLimit);
+  EXPECT_EQ(view->journal->range().first, 0U);
+}
+
+TEST_F(KillTest, AJobThatIsBeingStoppedAnywayIsNot) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, SIGTERM, 1h});
+  broker().Next<Signal>();
+  broker().Next<Signal>();
+  Fill(*view);
+  EXPECT_TRUE(broker().NothingSent());
+  End(view->key);
+  EXPECT_EQ(view->result.stop.kind, StopKind::kAsked);
+}
+
+class BlockTest : public PolicyTest {
+ protected:
+  BlockTest() : PolicyTest(OutputPolicy::kBlock) {}
+};
+
+TEST_F(BlockTest, TheJobWaitsUntilItsOutputWasRead) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  Kept& kept = kept_.at(view->key);
+  EXPECT_GE(view->journal->held(), kPerJob);
+  const uint64_t end = view->journal->range().end;
+  kept.out.Put("more");
+  EXPECT_NE(Left(*view), 0);
+  OutputCursor cursor;
+  view->journal->Attach(&cursor);
+  const auto reader = std::make_shared<CountingReader>();
+  while (view->journal->Read(cursor, reader).outcome == Outcome::kBytes) continue;
+  RunUntil([&] { return Left(*view) == 0; });
+  EXPECT_GT(view->journal->range().end, end);
+  EXPECT_EQ(reader->told, 1);
+  view->journal->Detach(&cursor);
+}
+
+TEST_F(BlockTest, TheEndReleasesIt) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  End(view->key);
+  EXPECT_EQ(Left(*view), 0);
+}
+
+// It takes what is there once before it finds that no more may be kept.
+TEST_F(BlockTest, ANewFrontEndWaitsToo) {
+  const JobKey key = StartRunning("alice")->key;
+  Fill(**table().Find(key));
+  kept_.at(key).out.Put("more");
+  Restart();
+  const auto view = *table().Find(key);
+  RunUntil([&] { return Left(*view) == 0; });
+  kept_.at(key).out.Put("and more");
+  OutputCursor cursor;
+  view->journal->Attach(&cursor);
+  while (view->journal->Read(cursor, nullptr).outcome == Outcome::kBytes) continue;
+  EXPECT_NE(Left(*view), 0);
+  RunUntil([&] { return Left(*view) == 0; });
+  EXPECT_GT(view->journal->range().first, 0U);
+  view->journal->Detach(&cursor);
+}
+
+// --- A broker that is away or behind. ---
 
 TEST_F(JobTableTest, ABrokerThatIsGoneEndsEveryWait) {
   const auto view = StartRunning("alice");
-  Start("alice");
+  Ask("alice");
   Stop(view->key);
-  broker_.Hang();
-  RunUntil([this] { return broker_gone_; });
+  broker().Hang();
+  RunUntil([this] { return at_->broker_gone; });
   EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kGone);
   EXPECT_EQ(stopped_->error(), NoJob::kGone);
-  EXPECT_EQ(Output(*view).second, OutputStore::Outcome::kAbandoned);
-  Start("alice");
+  EXPECT_EQ(Finished(*view), Outcome::kAbandoned);
+  Ask("alice");
   EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kGone);
-  EXPECT_EQ(table_.Find(view->key).error(), NoJob::kGone);
+  Stop(view->key);
+  EXPECT_EQ(stopped_->error(), NoJob::kGone);
+  EXPECT_EQ(table().Find(view->key).error(), NoJob::kGone);
 }
 
-class ImpatientJobTableTest : public JobTableTest {
+TEST_F(JobTableTest, AClosedTableLeavesTheJobsAsTheyAre) {
+  const auto view = StartRunning("alice");
+  table().Close();
+  EXPECT_TRUE(broker().NothingSent());
+  kept_.at(view->key).out.Put("later");
+  Restart();
+  const auto again = *table().Find(view->key);
+  End(view->key);
+  EXPECT_EQ(ReadAll(*again->journal), "o'later'");
+}
+
+class NarrowJobTableTest : public JobTableTest {
  protected:
-  ImpatientJobTableTest() : JobTableTest({.stop_grace = 1ms, .broker_backlog = 1}) {}
+  NarrowJobTableTest() : JobTableTest(LimitsWith([](auto& all) { all.broker_backlog = 1; })) {}
 };
 
-TEST_F(ImpatientJobTableTest, AfterTheGracePeriodTheCgroupIsKilled) {
-  const auto view = StartRunning("alice");
-  Stop(view->key);
-  EXPECT_EQ(broker_.Next<Signal>().number, SIGTERM);
-  RunUntil([this] { return !broker_.NothingSent(); });
-  EXPECT_EQ(broker_.Next<Kill>().key, view->key);
-}
-
-TEST_F(ImpatientJobTableTest, AStartFailsWhenTheBrokerDoesNotKeepUp) {
+TEST_F(NarrowJobTableTest, AStartFailsWhenTheBrokerDoesNotKeepUp) {
   while (!result_) {
-    table_.StartJob("alice", {"echo", std::string(30'000, 'x')}, {},
-                    [this](const JobTable::StartResult& result) { result_ = result; });
+    table().StartJob("alice", {{}, {}, {"echo", std::string(30'000, 'x')}, {}}, {},
+                     [this](const JobTable::StartResult& result) { result_ = result; });
   }
   EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kBusy);
 }
