@@ -56,15 +56,12 @@ class JobTableTest : public testing::Test {
     }
   };
   struct FrontEnd {
-    explicit FrontEnd(const JobTableLimits& limits)
-        : table(loop, limits, [this](const std::string&) { broker_gone = true; }) {
-      table.Use(client);
-    }
+    explicit FrontEnd(const JobTableLimits& limits) : table(loop, limits) {}
     bool broker_gone = false;
     EventLoop loop;
-    FakeBroker broker;
     JobTable table;
-    BrokerClient client{loop, broker.TakeClientEnd(), table};
+    std::unique_ptr<FakeBroker> broker;
+    std::unique_ptr<BrokerClient> client;
   };
 
   explicit JobTableTest(const JobTableLimits& limits = LimitsWith([](auto& all) { all.ended_per_user = 2; }))
@@ -76,23 +73,40 @@ class JobTableTest : public testing::Test {
   void Restart() {
     at_ = nullptr;
     at_ = std::make_unique<FrontEnd>(limits_);
+    MeetBroker();
+  }
+  // A new broker, which was given all that the one before had kept.
+  void MeetBroker() {
+    at_->client = nullptr;
+    at_->broker = std::make_unique<FakeBroker>();
+    at_->client = std::make_unique<BrokerClient>(at_->loop, broker().TakeClientEnd(), table());
+    at_->broker_gone = false;
+    table().Use(*at_->client, [this](const std::string&) {
+      at_->broker_gone = true;
+      table().Lose();
+    });
     broker().Send(Welcome{kProtocolVersion, 0, static_cast<uint32_t>(kept_.size())});
     for (const auto& [key, kept] : kept_) {
       broker().Send(Job{key, {}, kIo, 0, 5}, kept.Descriptors());
       if (kept.exited) broker().Send(*kept.exited);
     }
-    if (!at_->client.Greet() || !at_->client.Attach()) abort();
+    if (!at_->client->Greet() || !at_->client->Attach()) abort();
     broker().Next<Hello>();
+    table().Reconcile();
     RunUntil([this] {
       return std::all_of(kept_.begin(), kept_.end(), [this](const auto& kept) { return Told(kept.second); });
     });
+  }
+  void LoseBroker() {
+    broker().Hang();
+    RunUntil([this] { return at_->broker_gone; });
   }
   // Whether the front end knows what it was told of a job's end.
   bool Told(const Kept& kept) {
     const auto view = table().Find(kept.start.key);
     return !kept.exited || !view || (*view)->phase == JobView::Phase::kEnded;
   }
-  FakeBroker& broker() { return at_->broker; }
+  FakeBroker& broker() { return *at_->broker; }
   JobTable& table() { return at_->table; }
 
   void RunUntil(const std::function<bool()>& holds) {
@@ -307,6 +321,41 @@ TEST_F(JobTableTest, AJobWhoseDescriptorsWereLostIsKilledAndForgotten) {
   broker().Send(ExitedWith(key, 0));
   EXPECT_EQ(Next<Forget>().key, key);
   EXPECT_EQ(StartRunning("alice")->key.id, 2U);
+}
+
+TEST_F(JobTableTest, ALostJobsRequestMayBeTriedAgain) {
+  Ask("alice", WithKey("k"));
+  const JobKey key = broker().Next<Start>().key;
+  table().OnStarted(Started{key, {}, 0}, {});
+  EXPECT_EQ(broker().Next<Kill>().key, key);
+  EXPECT_EQ(StartRunning("alice", WithKey("k"))->key.id, 2U);
+}
+
+TEST_F(JobTableTest, WhoStopsAJobWhoseDescriptorsAreLostIsTold) {
+  Ask("alice");
+  const JobKey key = broker().Next<Start>().key;
+  int told = 0;
+  const auto stop = [&] {
+    table().StopJob(key, {}, [&](const JobTable::StopResult& result) {
+      told += !result && result.error() == NoJob::kUnknown ? 1 : 100;
+    });
+  };
+  stop();
+  table().OnStarted(Started{key, {}, 0}, {});
+  stop();
+  broker().Send(ExitedWith(key, 0));
+  RunUntil([&] { return told == 2; });
+}
+
+// One that is not forgotten by the broker would be: nobody counts its memory any more.
+TEST_F(JobTableTest, AFollowerOfAForgottenJobDoesNotKeepItsOutput) {
+  const auto view = StartRunning("alice");
+  kept_.at(view->key).out.Put(std::string(60'000, 'x'));
+  End(view->key);
+  for (int i = 0; i < 2; ++i) End(StartRunning("alice")->key);
+  NextIsForget(view->key);
+  EXPECT_EQ(view->journal->range().first, 60'000U);
+  EXPECT_LE(view->journal->held(), kEmptyHeld + kMarkHeld);
 }
 
 TEST_F(JobTableTest, AReplayedJobWhoseDescriptorsWereLostIsStillThere) {
@@ -550,17 +599,25 @@ TEST_F(ForgetfulJobTableTest, AStartThatFailsDoesNotCostTheNewestId) {
   EXPECT_TRUE(broker().NothingSent());
 }
 
-TEST_F(ForgetfulJobTableTest, TheForgottenNewestJobMakesRoomWhenTheListIsFull) {
+TEST_F(ForgetfulJobTableTest, NotEvenAFullListCostsTheNewestId) {
   const JobKey first = StartRunning("alice")->key;
   End(first, EndedAt(first, 1));
   Ask("alice");
-  const auto start = broker().Next<Start>();
-  AnswerFailed(start.key, Stage::kJobs, EAGAIN);
-  NextIsForget(first);
-  EXPECT_EQ(broker().Next<Start>().key, start.key);
-  AnswerFailed(start.key, Stage::kJobs, EAGAIN);
+  AnswerFailed(broker().Next<Start>().key, Stage::kJobs, EAGAIN);
   RunUntil([this] { return result_.has_value(); });
   EXPECT_EQ(std::get<StageFailed>(result_->error()).stage, Stage::kJobs);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, TheNewestOfTheEndedJobsMakesNoRoom) {
+  const JobKey first = StartRunning("alice")->key;
+  End(first);
+  Ask("alice");
+  AnswerFailed(broker().Next<Start>().key, Stage::kJobs, EAGAIN);
+  RunUntil([this] { return result_.has_value(); });
+  EXPECT_EQ(std::get<StageFailed>(result_->error()).stage, Stage::kJobs);
+  EXPECT_TRUE(broker().NothingSent());
+  EXPECT_TRUE(table().Find(first));
 }
 
 // --- A new front end. ---
@@ -698,9 +755,9 @@ TEST_F(JobTableTest, ADamagedJournalCostsTheOutputAlone) {
 class PolicyTest : public JobTableTest {
  protected:
   static constexpr uint64_t kPerJob = 64 * 1024;
-  explicit PolicyTest(OutputPolicy policy)
+  explicit PolicyTest(OutputPolicy policy, uint64_t per_user = 1 << 20)
       : JobTableTest(LimitsWith([&](auto& all) {
-          all.output = {kPerJob, 1 << 20, 1 << 20, policy};
+          all.output = {kPerJob, per_user, 1 << 20, policy};
         })) {}
   // Writes more than is kept, as far as it is taken.
   void Fill(const JobView& view) {
@@ -781,6 +838,51 @@ TEST_F(BlockTest, TheJobWaitsUntilItsOutputWasRead) {
   view->journal->Detach(&cursor);
 }
 
+TEST_F(BlockTest, AFollowerThatLeavesMakesRoom) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  OutputCursor stalled, reading;
+  view->journal->Attach(&stalled);
+  view->journal->Attach(&reading);
+  while (view->journal->Read(reading, nullptr).outcome == Outcome::kBytes) continue;
+  at_->loop.RunOnce();  // which finds nothing to give up
+  EXPECT_NE(Left(*view), 0);
+  view->journal->Detach(&stalled);
+  RunUntil([&] { return Left(*view) == 0; });
+  view->journal->Detach(&reading);
+}
+
+class NarrowBlockTest : public PolicyTest {
+ protected:
+  NarrowBlockTest() : PolicyTest(OutputPolicy::kBlock, kPerJob + kEmptyHeld) {}
+};
+
+TEST_F(NarrowBlockTest, TheEndOfAnotherJobMakesRoom) {
+  const auto big = StartRunning("alice"), small = StartRunning("alice"), others = StartRunning("bob");
+  Fill(*big);
+  kept_.at(others->key).out.Put("other users do not wait");
+  RunUntil([&] { return Left(*others) == 0; });
+  kept_.at(small->key).out.Put("taken, and found to be too much");
+  RunUntil([&] { return Left(*small) == 0; });
+  kept_.at(small->key).out.Put("more");
+  End(big->key);
+  RunUntil([&] { return Left(*small) == 0; });
+}
+
+TEST_F(NarrowBlockTest, AReaderOfAnotherJobMakesRoom) {
+  const auto big = StartRunning("alice"), small = StartRunning("alice");
+  Fill(*big);
+  kept_.at(small->key).out.Put("taken, and found to be too much");
+  RunUntil([&] { return Left(*small) == 0; });
+  kept_.at(small->key).out.Put("more");
+  OutputCursor cursor;
+  big->journal->Attach(&cursor);
+  while (big->journal->Read(cursor, nullptr).outcome == Outcome::kBytes) continue;
+  RunUntil([&] { return Left(*small) == 0; });
+  big->journal->Detach(&cursor);
+}
+
 TEST_F(BlockTest, TheEndReleasesIt) {
   const auto view = StartRunning("alice");
   Fill(*view);
@@ -807,27 +909,144 @@ TEST_F(BlockTest, ANewFrontEndWaitsToo) {
   view->journal->Detach(&cursor);
 }
 
-// --- A broker that is away or behind. ---
+// --- A broker that is away, behind, or new. ---
 
 TEST_F(JobTableTest, ABrokerThatIsGoneEndsEveryWait) {
   const auto view = StartRunning("alice");
-  Ask("alice");
+  Ask("alice", WithKey("k"));
+  const JobKey unborn = broker().Next<Start>().key;
   Stop(view->key);
-  broker().Hang();
-  RunUntil([this] { return at_->broker_gone; });
+  LoseBroker();
   EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kGone);
   EXPECT_EQ(stopped_->error(), NoJob::kGone);
-  EXPECT_EQ(Finished(*view), Outcome::kAbandoned);
-  Ask("alice");
+  Ask("alice", WithKey("k"));
   EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kGone);
   Stop(view->key);
   EXPECT_EQ(stopped_->error(), NoJob::kGone);
-  EXPECT_EQ(table().Find(view->key).error(), NoJob::kGone);
+  EXPECT_EQ(table().Find(unborn).error(), NoJob::kUnknown);
+  EXPECT_EQ(*table().Find(view->key), view);
+  EXPECT_EQ(Finished(*view), Outcome::kWait);
 }
 
-TEST_F(JobTableTest, AClosedTableLeavesTheJobsAsTheyAre) {
+TEST_F(JobTableTest, OutputGoesOnWithoutABroker) {
+  const auto view = StartRunning("alice");
+  LoseBroker();
+  kept_.at(view->key).out.Put("output");
+  RunUntil([&] { return view->journal->range().end == 6; });
+  MeetBroker();
+  EXPECT_EQ(*table().Find(view->key), view);
+  kept_.at(view->key).out.Put("!");
+  End(view->key, ExitedWith(view->key, 1));
+  EXPECT_EQ(ReadAll(*view->journal), "o'output!'");
+  EXPECT_EQ(view->result.exited.value, 1);
+}
+
+TEST_F(JobTableTest, AJobThatEndedWhileTheBrokerWasAway) {
+  const auto view = StartRunning("alice");
+  LoseBroker();
+  kept_.at(view->key).err.Put("last words");
+  kept_.at(view->key).exited = ExitedWith(view->key, 2);
+  MeetBroker();
+  EXPECT_EQ(view->result.exited.value, 2);
+  EXPECT_EQ(ReadAll(*view->journal), "e'last words'");
+  EXPECT_EQ(Finished(*view), Outcome::kEnd);
+}
+
+TEST_F(JobTableTest, WhatTheNewBrokerDoesNotHaveIsLost) {
+  const auto lost = StartRunning("alice"), ended = StartRunning("alice"), kept = StartRunning("alice");
+  End(ended->key, ExitedWith(ended->key, 3));
+  LoseBroker();
+  kept_.at(lost->key).out.Put("last words");
+  kept_.erase(ended->key);
+  TestPipe out = std::move(kept_.at(lost->key).out);
+  kept_.erase(lost->key);
+  MeetBroker();
+  EXPECT_EQ(lost->result.exited.cause, EndCause::kUnknown);
+  EXPECT_EQ(ReadAll(*lost->journal), "o'last words'");
+  EXPECT_EQ(Finished(*lost), Outcome::kEnd);
+  EXPECT_EQ(ended->result.exited.value, 3);
+  EXPECT_TRUE(table().Find(ended->key));
+  EXPECT_EQ(kept->phase, JobView::Phase::kRunning);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+// The broker does not know what was forgotten here while it was away, or only here.
+TEST_F(JobTableTest, ABrokerIsNotToldToForgetWhatItDoesNotHave) {
+  const auto lost = StartRunning("alice"), kept = StartRunning("alice");
+  LoseBroker();
+  kept_.erase(lost->key);
+  MeetBroker();
+  End(StartRunning("alice")->key);
+  End(StartRunning("alice")->key);
+  EXPECT_EQ(table().Find(lost->key).error(), NoJob::kUnknown);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, AStopThatMayNotHaveArrivedIsRepeated) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, SIGINT, 1h});
+  LoseBroker();
+  MeetBroker();
+  EXPECT_EQ(broker().Next<Signal>().number, SIGINT);
+  EXPECT_EQ(broker().Next<Signal>().number, SIGCONT);
+  EXPECT_TRUE(broker().NothingSent());
+  End(view->key);
+  EXPECT_EQ(view->result.stop.signal, SIGINT);
+}
+
+TEST_F(JobTableTest, AStartThatDidSucceedIsFoundByItsKey) {
+  Ask("alice", WithKey("k"));
+  const auto start = broker().Next<Start>();
+  LoseBroker();
+  Keep(start);
+  MeetBroker();
+  Ask("alice", WithKey("k"));
+  ASSERT_TRUE(result_);
+  EXPECT_EQ((**result_)->key, start.key);
+  Ask("alice");
+  EXPECT_EQ(broker().Next<Start>().key.id, start.key.id + 1);
+}
+
+TEST_F(JobTableTest, AGraceThatRunsOutWithoutABrokerIsOverWithTheNext) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, SIGTERM, 1h});
+  LoseBroker();
+  kept_.at(view->key).memory.Open()->SetStop({StopKind::kAsked, SIGTERM, false, 0, NowUs()});
+  Restart();
+  EXPECT_EQ(Next<Kill>().key, view->key);
+}
+
+TEST_F(ForgetfulJobTableTest, WhatIsForgottenWithoutABrokerIsForgottenByTheNext) {
+  const auto old = StartRunning("alice"), fresh = StartRunning("alice");
+  End(old->key, EndedAt(old->key, NowUs() - 999'980'000));
+  LoseBroker();
+  RunUntil([&] { return !table().Find(old->key); });
+  MeetBroker();
+  NextIsForget(old->key);
+  EXPECT_EQ(table().Find(old->key).error(), NoJob::kUnknown);
+  EXPECT_TRUE(table().Find(fresh->key));
+}
+
+TEST_F(ForgetfulJobTableTest, TheNewestIdOutlivesTheBrokerThatHadIt) {
+  const JobKey key = StartRunning("alice")->key;
+  End(key, EndedAt(key, 1));
+  LoseBroker();
+  kept_.clear();
+  MeetBroker();
+  Ask("alice");
+  const auto start = broker().Next<Start>();
+  EXPECT_EQ(start.key.id, 2U);
+  AnswerStarted(start);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, ATableThatIsClosedKnowsNothingAndLeavesTheJobsAsTheyAre) {
   const auto view = StartRunning("alice");
   table().Close();
+  EXPECT_EQ(table().Find(view->key).error(), NoJob::kGone);
+  Stop(view->key);
+  EXPECT_EQ(stopped_->error(), NoJob::kGone);
+  EXPECT_EQ(Finished(*view), Outcome::kAbandoned);
   EXPECT_TRUE(broker().NothingSent());
   kept_.at(view->key).out.Put("later");
   Restart();

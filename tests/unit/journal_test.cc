@@ -1,9 +1,12 @@
 #include "daemon/journal.h"
 
 #include <gtest/gtest.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include <csignal>
+#include <ctime>
 #include <random>
 #include <thread>
 
@@ -116,10 +119,10 @@ TEST_F(JournalTest, TakesNoMoreThanIsAskedFor) {
 }
 
 TEST(Journal, AnUnreadableOneTakesNothingAndTellsNothing) {
-  const auto journal = Journal::Unreadable();
+  const auto journal = Journal::Unreadable("why");
   const TestPipe pipe;
   pipe.Put("x");
-  EXPECT_NE(journal->damage(), "");
+  EXPECT_EQ(journal->damage(), "why");
   EXPECT_EQ(journal->Take(kOut, pipe.read.Get(), 1), -1);
   EXPECT_TRUE(journal->start().argv.empty());
   EXPECT_EQ(journal->held(), 0U);
@@ -539,6 +542,36 @@ TEST_F(JournalTest, TurnsBetweenTheStreamsAreAccountedFor) {
   std::string expected = "<" + std::to_string(first) + ">";
   for (uint64_t i = first; i < end; ++i) expected += i % 2 == 0 ? " o'o'" : " e'e'";
   EXPECT_EQ(All(), expected);
+  EXPECT_LE(memory_.Memory() + (end - first) * kMarkBytes, journal_->held());
+  Reopen();
+  EXPECT_EQ(journal_->damage(), "");
+  EXPECT_EQ(All(), expected);
+  EXPECT_LE(memory_.Memory() + (end - first) * kMarkBytes, journal_->held());
+  Put("xyz");
+  EXPECT_EQ(All(end), "o'xyz'");
+}
+
+// Killed between the holes of two pages: those in front are zeros, those behind still marks.
+TEST_F(JournalTest, MarksThatWerePunchedInPart) {
+  Alternate(3000);
+  memory_.Poke(kFirstWord, 2500);
+  const auto second = static_cast<off_t>((memory_.marks_at + kPage - 1) / kPage * kPage);
+  for (const off_t at : {second, second + static_cast<off_t>(kPage)}) {
+    ASSERT_EQ(fallocate(memory_.index.Get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, kPage), 0);
+    Reopen();
+    EXPECT_EQ(journal_->damage(), "");
+    ExpectRange(*journal_, 2500, 3000);
+    EXPECT_EQ(All(2998), "o'o' e'e'");
+  }
+}
+
+TEST_F(JournalTest, TheLeastThatCanBeKeptIsNotExceededByWhatIsNotYetPunched) {
+  constexpr uint64_t kLeast = 64 * 1024;
+  for (int i = 0; i < 100; ++i) {
+    Put(std::string(5000, 'x'));
+    if (journal_->held() > kLeast) journal_->DropTo(kLeast - kLeast / 16);
+    EXPECT_LE(memory_.Memory(), kLeast + 2 * kPage);
+  }
 }
 
 // --- A new front end. ---
@@ -697,6 +730,9 @@ class DamagedJournalTest : public JournalTest {
     Put("jkl", kErr);
     Put("mno");
     EXPECT_EQ(All(), "<9> e'jkl' o'mno'");
+    Reopen();  // the damage is done: what came after it is whole
+    EXPECT_EQ(journal_->damage(), "");
+    EXPECT_EQ(All(), "<9> e'jkl' o'mno'");
     EXPECT_LE(journal_->held(), kEmptyHeld + 6 + 4 * kMarkHeld);
   }
 };
@@ -723,7 +759,7 @@ TEST_F(DamagedJournalTest, ABeginningAtTheEndIsNoDamageButOnePastItIs) {
 TEST_F(DamagedJournalTest, NoStart) {
   memory_.PokeBytes(kJournalStart, std::string(4, '\0'));
   ExpectDamage("the request that made the job");
-  EXPECT_TRUE(journal_->start().argv.empty());
+  EXPECT_EQ(journal_->start().argv, std::vector<std::string>{"?"});
 }
 
 TEST_F(DamagedJournalTest, AStartThatIsTooLong) {
@@ -794,6 +830,102 @@ TEST_F(DamagedJournalTest, RandomBytesInTheIndexNeverBreakIt) {
     const std::string all = ReadAll(*journal, {6, {}});
     ASSERT_TRUE(all == "o'ghi'" || journal->damage().empty()) << all;
   }
+}
+
+// --- At any instant. ---
+
+// Bytes whose values tell the stream and, but for whole turns, the position in it.
+char Numbered(OutputStream stream, uint64_t position) {
+  return static_cast<char>(stream == kOut ? position % 101 : 128 + position % 103);
+}
+
+class KilledFrontEnd {
+ public:
+  static constexpr OutputStream kStreams[] = {kOut, kErr};
+  KilledFrontEnd() {
+    for (const TestPipe& pipe : pipes_) EXPECT_EQ(fcntl(pipe.write.Get(), F_SETFL, O_NONBLOCK), 0);
+  }
+
+  // Lets a process take, drop and write down as fast as it can, until the kernel kills it.
+  void Round(uint64_t seed) {
+    for (const OutputStream stream : kStreams) Fill(stream);
+    const pid_t child = fork();
+    if (child == 0) Work(seed);
+    ASSERT_GT(child, 0);
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
+    Check();
+  }
+  [[nodiscard]] uint64_t taken() const { return memory_.Open()->range().end; }
+
+ private:
+  void Fill(OutputStream stream) {
+    const auto i = static_cast<size_t>(stream);
+    for (ssize_t size = 0; size >= 0; written_[i] += static_cast<uint64_t>(size)) {
+      std::string bytes;
+      for (uint64_t at = 0; at < kPage; ++at) bytes += Numbered(stream, written_[i] + at);
+      size = write(pipes_[i].write.Get(), bytes.data(), bytes.size());
+      if (size < 0) break;
+    }
+  }
+  [[noreturn]] void Work(uint64_t seed) {
+    std::mt19937_64 random(seed);
+    const auto journal = memory_.Open();
+    sigevent event{};
+    event.sigev_notify = SIGEV_SIGNAL;
+    event.sigev_signo = SIGKILL;
+    timer_t timer{};
+    itimerspec when{};
+    when.it_value.tv_nsec = static_cast<long>(random() % 2'000'000) + 1;
+    if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, nullptr) != 0) _exit(1);
+    for (;;) {
+      const uint64_t choice = random();
+      const size_t stream = choice & 1;
+      (void)journal->Take(kStreams[stream], pipes_[stream].read.Get(), (choice >> 8) % 100 + 1);
+      if (choice % 16 == 0) (void)journal->DropTo(journal->held() - std::min(journal->held(), (choice >> 32) % 20'000));
+      if (choice % 64 == 1) journal->SetStop({StopKind::kAsked, 15, false, 1, 2});
+    }
+  }
+  void Check() {
+    const auto journal = memory_.Open();
+    ASSERT_EQ(journal->damage(), "");
+    uint64_t left = 0;
+    for (const TestPipe& pipe : pipes_) {
+      int bytes = 0;
+      ASSERT_EQ(ioctl(pipe.read.Get(), FIONREAD, &bytes), 0);
+      left += static_cast<uint64_t>(bytes);
+    }
+    ASSERT_EQ(journal->range().end + left, written_[0] + written_[1]);
+    OutputCursor cursor;
+    std::array<std::optional<char>, 2> last;
+    for (;;) {
+      const Journal::Chunk chunk = journal->Read(cursor, nullptr);
+      if (chunk.outcome != Outcome::kBytes) break;
+      ASSERT_TRUE(chunk.bytes != nullptr || chunk.dropped != 0);
+      if (chunk.bytes == nullptr) continue;
+      std::optional<char>& before = last[static_cast<size_t>(chunk.stream)];
+      for (const char byte : *chunk.bytes) {
+        ASSERT_EQ(chunk.stream == kErr, (byte & 0x80) != 0) << chunk.offset;
+        ASSERT_EQ(byte, before ? Next(chunk.stream, *before) : byte) << chunk.offset;
+        before = byte;
+      }
+    }
+    ASSERT_EQ(cursor.offset, journal->range().end);
+  }
+  static char Next(OutputStream stream, char byte) {
+    return Numbered(stream, static_cast<uint64_t>(stream == kOut ? byte : (byte & 0x7f)) + 1);
+  }
+
+  JournalMemory memory_;
+  std::array<TestPipe, 2> pipes_;
+  std::array<uint64_t, 2> written_{};
+};
+
+TEST(JournalOfAKilledFrontEnd, IsWholeAtAnyInstant) {
+  KilledFrontEnd front_end;
+  for (uint64_t seed = 0; seed < 300 && !testing::Test::HasFatalFailure(); ++seed) front_end.Round(seed);
+  EXPECT_GT(front_end.taken(), 0U);
 }
 
 // --- Readers on other threads. ---

@@ -32,7 +32,7 @@ struct JournalMemory {
   [[nodiscard]] std::shared_ptr<Journal> Open() const {
     auto journal = Journal::Open(Dup(data), Dup(index));
     if (!journal) ADD_FAILURE() << journal.error();
-    return journal ? *journal : Journal::Unreadable();
+    return journal ? *journal : Journal::Unreadable("");
   }
 
   void PokeBytes(uint64_t at, std::string_view bytes) const {
