@@ -81,9 +81,11 @@ void Retention::ShrinkAll() {
 
 // Where the policy is not to drop, only the output of jobs that have ended goes.
 void Retention::ShrinkUser(Owner& owner) {
-  while (owner.held > limits_.per_user) {
+  const bool drop = limits_.policy == OutputPolicy::kDropOldest;
+  const uint64_t most = limits_.per_user - (drop ? 0 : 1);  // at the limit itself a running job waits, or is killed
+  while (owner.held > most) {
     Journal* biggest = Biggest(owner.ended);
-    Journal* const running = limits_.policy == OutputPolicy::kDropOldest ? Biggest(owner.running) : nullptr;
+    Journal* const running = drop ? Biggest(owner.running) : nullptr;
     if (biggest == nullptr || (running != nullptr && running->held() > biggest->held())) biggest = running;
     const uint64_t before = owner.held;
     if (biggest == nullptr) return;
@@ -92,10 +94,10 @@ void Retention::ShrinkUser(Owner& owner) {
   }
 }
 
-// What all followers of a job have read: first the job's own, then that of the user's others. Half of what is kept
-// stays behind the slowest follower: what was handed to the network may not have arrived.
+// What all followers of a job have read: first the job's own, then that of the user's others. Half of what each can
+// keep, when all are full, stays behind the slowest follower: what was handed to the network may not have arrived.
 void Retention::GiveUpRead(Owner& owner, Journal& journal) {
-  const uint64_t margin = limits_.per_job / 2;
+  const uint64_t margin = std::min<uint64_t>(limits_.per_job, limits_.per_user / (owner.running.size() + 1)) / 2;
   (void)journal.DropReadTo(Below(limits_.per_job), margin);
   Account(owner, journal);
   for (Journal* each : owner.running) {

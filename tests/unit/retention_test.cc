@@ -284,6 +284,45 @@ TEST_F(BlockRetentionTest, WhatTheSlowestFollowerHasReadGoesButForHalf) {
   ExpectSums();
 }
 
+TEST_F(BlockRetentionTest, EndedJobsGiveWayAtTheUsersLimitItself) {
+  Held& ended = Add("alice");
+  FillTo(ended, kPerJob - kKiB);
+  retention_.Ended("alice", *ended.journal);
+  Held& first = Add("alice");
+  Held& second = Add("alice");
+  EXPECT_EQ(FillTo(first, 60 * kKiB), Verdict::kGoOn);
+  EXPECT_EQ(FillTo(second, kPerUser - ended.journal->held() - first.journal->held()), Verdict::kGoOn);
+  EXPECT_GT(ended.journal->range().first, 0U);
+}
+
+// Whoever reads everything must not wait for ever, however many jobs there are.
+TEST_F(BlockRetentionTest, ManyJobsWhoseOutputIsReadGoOn) {
+  for (int i = 0; i < 8; ++i) {
+    Held& held = Add("alice");
+    held.journal->Attach(&held.cursor);
+  }
+  for (int round = 0; round < 20; ++round) {
+    for (Held& held : all_) {
+      (void)Put(held, 8 * kKiB);
+      ReadAllOf(held);
+      ASSERT_EQ(retention_.Check("alice", *held.journal), Verdict::kGoOn) << round;
+    }
+  }
+  for (Held& held : all_) held.journal->Detach(&held.cursor);
+}
+
+TEST_F(BlockRetentionTest, AUsersLimitBelowThatOfAJobStillMoves) {
+  retention_.SetLimits({4 * kPerUser, kPerUser, 8 * kPerUser, OutputPolicy::kBlock});
+  Held& held = Add("alice");
+  held.journal->Attach(&held.cursor);
+  for (int round = 0; round < 20; ++round) {
+    (void)Put(held, 32 * kKiB);
+    ReadAllOf(held);
+    ASSERT_EQ(retention_.Check("alice", *held.journal), Verdict::kGoOn) << round;
+  }
+  held.journal->Detach(&held.cursor);
+}
+
 TEST(OutputPolicy, HasANameEach) {
   EXPECT_EQ(PolicyName(OutputPolicy::kDropOldest), "drop-oldest");
   EXPECT_EQ(PolicyName(OutputPolicy::kBlock), "block");
