@@ -105,8 +105,11 @@ void Call::Happened(Event event, bool ok) {
     }
     case kEvents: break;
   }
-  const std::lock_guard lock(mutex_);
-  if (--expected_ == 0) last = std::move(self_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (--expected_ == 0) last = std::move(self_);
+  }
+  if (last != nullptr) server_.Ended();
 }
 
 void Call::Accepted(bool ok) {
@@ -139,10 +142,16 @@ void RpcServer::Start(std::unique_ptr<grpc::Server> server) {
 void RpcServer::Accept(grpc::ServerCompletionQueue& queue) {
   const std::lock_guard lock(mutex_);
   if (ending_) return;
+  ++calls_;
   const auto call = std::make_shared<Call>(*this, queue, service_);
   const std::lock_guard call_lock(call->mutex_);
   call->context_.AsyncNotifyWhenDone(call->Expect(Call::kDone));
   service_.RequestCall(&call->context_, &call->stream_, &queue, &queue, call->Expect(Call::kAccepted));
+}
+
+void RpcServer::Ended() {
+  const std::lock_guard lock(mutex_);
+  if (--calls_ == 0) idle_.notify_all();
 }
 
 void RpcServer::Run(grpc::ServerCompletionQueue& queue) {
@@ -160,6 +169,12 @@ void RpcServer::Shutdown(std::chrono::milliseconds grace) {
     if (std::exchange(ending_, true)) return;
   }
   server_->Shutdown(std::chrono::system_clock::now() + grace);
+  {
+    // gRPC aborts the process when a queue that was shut down is given another tag, and until a call is over others may
+    // ask things of it.
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [this] { return calls_ == 0; });
+  }
   for (const auto& queue : queues_) queue->Shutdown();
   for (std::thread& thread : threads_) thread.join();
 }

@@ -6,6 +6,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <array>
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -94,6 +95,7 @@ class RpcServer {
  private:
   friend class Call;
   void Accept(grpc::ServerCompletionQueue& queue);
+  void Ended();
   static void Run(grpc::ServerCompletionQueue& queue);
 
   const Answer answer_;
@@ -101,8 +103,10 @@ class RpcServer {
   std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
   std::unique_ptr<grpc::Server> server_;
   std::vector<std::thread> threads_;
-  std::mutex mutex_;  // guards ending_, and Accept against Shutdown
+  std::mutex mutex_;  // guards the rest, and Accept against Shutdown
   bool ending_ = false;
+  size_t calls_ = 0;  // that gRPC has tags of
+  std::condition_variable idle_;
 };
 
 // A message of protobuf's as gRPC sends it, and back. False when the bytes are not one.

@@ -410,5 +410,27 @@ TEST_F(RpcServerTest, MayEndBeforeItHasStarted) {
   const RpcServer never(builder, 2, [](const auto&) {});
 }
 
+// Other threads go on asking for things: what they ask for when the queues are closing is not done.
+TEST_F(RpcServerTest, EndsWhileOthersAreBusyWithItsCalls) {
+  for (int round = 0; round < 20; ++round) {
+    Keep();
+    recorder_ = std::make_shared<Recorder>();
+    RawCall client(Connect(), "/Worker/JobInput");
+    const auto call = Kept();
+    std::atomic<bool> ended = false;
+    std::thread busy([&] {
+      while (!ended) {
+        call->ReadNext();
+        (void)recorder_->Log(1);
+        call->Finish({grpc::StatusCode::ABORTED, "busy"});
+      }
+    });
+    rpc_->Shutdown(milliseconds(0));
+    ended = true;
+    busy.join();
+    Serve(2);
+  }
+}
+
 }  // namespace
 }  // namespace jobworker
