@@ -19,47 +19,63 @@ namespace {
 constexpr std::pair<Controller, const char*> kControllers[] = {
     {kCpu, " cpu"}, {kIo, " io"}, {kMemory, " memory"}, {kPids, " pids"}};
 
-std::string ToText(uint64_t value) { return value == kUnlimited ? "max" : std::to_string(value); }
-std::string ToText(dev_t device, char) { return std::to_string(major(device)) + ":" + std::to_string(minor(device)); }
+struct LimitFile {
+  Controller controller;
+  const char *name, *key;
+};
+constexpr LimitFile kLimitFiles[kLimitCount] = {
+    {kCpu, "cpu.max", ""},   {kMemory, "memory.max", ""}, {kPids, "pids.max", ""}, {kIo, "io.max", "rbps"},
+    {kIo, "io.max", "wbps"}, {kIo, "io.max", "riops"},    {kIo, "io.max", "wiops"}};
 
+std::string ToText(dev_t device) { return std::to_string(major(device)) + ":" + std::to_string(minor(device)); }
+
+// What `text` begins with; `otherwise` when that is no number ("max").
 uint64_t ToNumber(std::string_view text, uint64_t otherwise = kUnlimited) {
-  uint64_t value = otherwise;
-  (void)std::from_chars(text.begin(), text.end(), value);
-  return value;
+  (void)std::from_chars(text.begin(), text.end(), otherwise);
+  return otherwise;
 }
 
-// The number after `key` and one more character: "key value" lines and "key=value" words.
-uint64_t ValueOf(std::string_view text, std::string_view key, uint64_t absent) {
-  for (size_t at = text.find(key); at != text.npos; at = text.find(key, at + 1)) {
-    const std::string_view rest = text.substr(at + key.size());
-    const bool whole = at == 0 || text[at - 1] == '\n' || text[at - 1] == ' ';
-    if (whole && (rest.starts_with(' ') || rest.starts_with('='))) return ToNumber(rest.substr(1));
-  }
-  return absent;
+UniqueFd OpenAt(int directory, const std::string& name, int flags = O_RDONLY) {
+  return UniqueFd(openat(directory, name.c_str(), flags | O_NOFOLLOW | O_CLOEXEC));
 }
 
-// Empty when it cannot be read: counters that this kernel does not have are 0.
-std::string ReadControl(int directory, const char* file) {
-  const UniqueFd fd(openat(directory, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+UniqueFd OpenDirectory(int parent, const std::string& name) {
+  UniqueFd directory = OpenAt(parent, name, O_RDONLY | O_DIRECTORY);
+  OrThrow(directory.Get(), name);
+  return directory;
+}
+
+// Empty when it cannot be read: what this kernel does not count is 0. `=` and newlines become blanks.
+std::string ReadControl(const UniqueFd& file) {
   std::string text;
   char part[4096];
-  for (ssize_t n; (n = read(fd.Get(), part, sizeof(part))) > 0;) text.append(part, static_cast<size_t>(n));
+  for (ssize_t n; (n = pread(file.Get(), part, sizeof(part), static_cast<off_t>(text.size()))) > 0;) {
+    text.append(part, static_cast<size_t>(n));
+  }
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c == '\n' || c == '='; }, ' ');
   return text;
+}
+std::string ReadControl(int directory, const char* file) { return ReadControl(OpenAt(directory, file)); }
+
+// The sum of the numbers behind each `key`, a word of a text from ReadControl; `absent` if there is none.
+uint64_t ValueOf(const std::string& text, const std::string& key, uint64_t absent = 0) {
+  const std::string words = " " + text, word = " " + key + " ";
+  uint64_t sum = 0;
+  size_t at = words.find(word);
+  if (at == words.npos) return absent;
+  for (; at != words.npos; at = words.find(word, at + 1)) sum += ToNumber(words.substr(at + word.size()));
+  return sum;
 }
 
 // An errno, or 0.
 int WriteControl(int directory, const char* file, std::string_view value) {
-  const UniqueFd fd(openat(directory, file, O_WRONLY | O_NOFOLLOW | O_CLOEXEC));
+  const UniqueFd fd = OpenAt(directory, file, O_WRONLY);
   return fd.IsOpen() && write(fd.Get(), value.data(), value.size()) >= 0 ? 0 : errno;
 }
 
-UniqueFd OpenDirectory(int parent, const std::string& name) {
-  return UniqueFd(OrThrow(openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), name));
-}
-
 uint8_t MissingControllers(int directory) {
-  std::string offered = " " + ReadControl(directory, "cgroup.controllers");
-  std::replace(offered.begin(), offered.end(), '\n', ' ');
+  const std::string offered = " " + ReadControl(directory, "cgroup.controllers");
   uint8_t missing = 0;
   for (const auto& [bit, name] : kControllers) {
     if (offered.find(std::string(name) + " ") == offered.npos) missing |= bit;
@@ -92,12 +108,12 @@ std::string ControllerNames(uint8_t controllers) {
 }
 
 dev_t DiskUnder(dev_t device) {
-  const std::string path = "/sys/dev/block/" + ToText(device, ':');
-  const bool partition = access((path + "/partition").c_str(), F_OK) == 0;
-  const std::string disk = ReadControl(AT_FDCWD, (path + (partition ? "/../dev" : "/dev")).c_str());
-  if (disk.find(':') == disk.npos) return 0;
-  return makedev(static_cast<unsigned>(ToNumber(disk)),
-                 static_cast<unsigned>(ToNumber(disk.substr(disk.find(':') + 1))));
+  for (const char* file : {"/../dev", "/dev"}) {  // of the disk, when this is a partition
+    const std::string disk = ReadControl(AT_FDCWD, ("/sys/dev/block/" + ToText(device) + file).c_str());
+    const auto number = [&](size_t at) { return static_cast<unsigned>(ToNumber(std::string_view(disk).substr(at))); };
+    if (disk.find(':') != disk.npos) return makedev(number(0), number(disk.find(':') + 1));
+  }
+  return 0;
 }
 
 bool NeedsDisk(const Limits& limits) {
@@ -105,72 +121,56 @@ bool NeedsDisk(const Limits& limits) {
 }
 
 Limits ApplyLimits(int directory, const Limits& limits, uint8_t missing, dev_t disk) {
-  std::string text;  // of the file that was written last, as the kernel gives it back
-  const auto write = [&](Controller controller, bool limited, const char* file, const std::string& value) {
-    text.clear();
-    if (!limited || (missing & controller) != 0) return;
+  const auto write = [directory](const char* file, const std::string& value) {
     errno = WriteControl(directory, file, value);
     // A kernel without swap has no such file, and nothing to forbid with it.
     OrThrow(errno == 0 || (errno == ENOENT && value == "0") ? 0 : -1, "write '" + value + "' to " + file);
-    text = ReadControl(directory, file);
   };
-  const auto [cpu, memory, pids, rbps, wbps, riops, wiops] = limits;
-  constexpr uint64_t kUsPerMilliCpu = kCpuPeriodUs / 1000;
-  errno = ERANGE;  // beyond this the product would wrap
-  OrThrow(cpu == kUnlimited || cpu <= UINT32_MAX ? 0 : -1, "cpu.max");
-  write(kCpu, cpu != kUnlimited, "cpu.max", ToText(cpu * kUsPerMilliCpu) + " " + ToText(kCpuPeriodUs));
-  Limits applied{text.empty() ? kUnlimited : ToNumber(text) / kUsPerMilliCpu};
-  write(kMemory, memory != kUnlimited, "memory.swap.max", "0");
-  write(kMemory, memory != kUnlimited, "memory.max", ToText(memory));
-  applied[kMemoryLimit] = ToNumber(text);
-  write(kPids, pids != kUnlimited, "pids.max", ToText(pids));
-  applied[kPidsLimit] = ToNumber(text);
-  const std::string bytes = " rbps=" + ToText(rbps) + " wbps=" + ToText(wbps);
-  write(kIo, NeedsDisk(limits), "io.max",
-        ToText(disk, ':') + bytes + " riops=" + ToText(riops) + " wiops=" + ToText(wiops));
-  applied[kReadBytesLimit] = ValueOf(text, "rbps", kUnlimited);
-  applied[kWriteBytesLimit] = ValueOf(text, "wbps", kUnlimited);
-  applied[kReadOpsLimit] = ValueOf(text, "riops", kUnlimited);
-  applied[kWriteOpsLimit] = ValueOf(text, "wiops", kUnlimited);
+  Limits applied;
+  applied.fill(kUnlimited);
+  for (size_t i = 0; i < kLimitCount; ++i) {
+    const auto [controller, file, key] = kLimitFiles[i];
+    if (limits[i] == kUnlimited || (missing & controller) != 0) continue;
+    const uint64_t scale = i == kCpuLimit ? kCpuPeriodUs / 1000 : 1;
+    errno = ERANGE;  // beyond this the product would wrap
+    OrThrow(scale == 1 || limits[i] <= UINT32_MAX ? 0 : -1, file);
+    if (i == kMemoryLimit) write("memory.swap.max", "0");
+    const std::string device = controller == kIo ? ToText(disk) + " " + key + "=" : "";
+    write(file, device + std::to_string(limits[i] * scale) + (scale == 1 ? "" : " " + std::to_string(kCpuPeriodUs)));
+    const std::string text = ReadControl(directory, file);
+    applied[i] = controller == kIo ? ValueOf(text, key, kUnlimited) : ToNumber(text) / scale;
+  }
   return applied;
 }
 
 Counters ReadCounters(int directory) {
-  const std::string cpu = ReadControl(directory, "cpu.stat");
-  const std::string io = ReadControl(directory, "io.stat");
-  Counters counters{ValueOf(cpu, "user_usec", 0), ValueOf(cpu, "system_usec", 0)};
-  counters[kMemoryPeak] = ToNumber(ReadControl(directory, "memory.peak"), 0);
-  counters[kPidsPeak] = ToNumber(ReadControl(directory, "pids.peak"), 0);
-  for (size_t at = 0; at < io.size(); at = std::min(io.find('\n', at), io.size()) + 1) {
-    const std::string_view line = std::string_view(io).substr(at, io.find('\n', at) - at);
-    counters[kReadBytes] += ValueOf(line, "rbytes", 0);
-    counters[kWriteBytes] += ValueOf(line, "wbytes", 0);
-  }
-  return counters;
+  const std::string cpu = ReadControl(directory, "cpu.stat"), io = ReadControl(directory, "io.stat");
+  const uint64_t memory = ToNumber(ReadControl(directory, "memory.peak"), 0);
+  const uint64_t pids = ToNumber(ReadControl(directory, "pids.peak"), 0);
+  return {ValueOf(cpu, "user_usec"), ValueOf(cpu, "system_usec"), memory,
+          ValueOf(io, "rbytes"),     ValueOf(io, "wbytes"),       pids};
 }
 
 uint32_t CountProcesses(int directory) {
   const std::string pids = ReadControl(directory, "cgroup.procs");
-  return static_cast<uint32_t>(std::count(pids.begin(), pids.end(), '\n'));
+  return static_cast<uint32_t>(std::count(pids.begin(), pids.end(), ' '));
 }
 
 void ReadOomKills(int directory, uint32_t& kills, OomLevel& level) {
   const std::string events = ReadControl(directory, "memory.events");
-  kills = static_cast<uint32_t>(ValueOf(events, "oom_kill", 0));
-  level = kills == 0 ? OomLevel::kNone : ValueOf(events, "oom", 0) > 0 ? OomLevel::kJob : OomLevel::kUser;
+  kills = static_cast<uint32_t>(ValueOf(events, "oom_kill"));
+  level = kills == 0 ? OomLevel::kNone : ValueOf(events, "oom") > 0 ? OomLevel::kJob : OomLevel::kUser;
 }
 
 int KillAll(int directory) { return WriteControl(directory, "cgroup.kill", "1"); }
 
 UniqueFd OpenEvents(int directory) {
-  return UniqueFd(OrThrow(openat(directory, "cgroup.events", O_RDONLY | O_NOFOLLOW | O_CLOEXEC), "open cgroup.events"));
+  UniqueFd events = OpenAt(directory, "cgroup.events");
+  OrThrow(events.IsOpen() || errno == ENOENT || errno == ENODEV ? 0 : -1, "open cgroup.events");
+  return events;
 }
 
-bool IsPopulated(int events) {
-  char text[256];
-  const ssize_t size = pread(events, text, sizeof(text), 0);
-  return size > 0 && ValueOf({text, static_cast<size_t>(size)}, "populated", 0) != 0;
-}
+bool IsPopulated(const UniqueFd& events) { return ValueOf(ReadControl(events), "populated") != 0; }
 
 UniqueFd MakeLeaf(int user_directory, uint64_t id) {
   OrThrow(mkdirat(user_directory, std::to_string(id).c_str(), 0755), "make the job's cgroup");
@@ -184,15 +184,16 @@ bool RemoveLeaf(int user_directory, uint64_t id) {
   return unlinkat(user_directory, std::to_string(id).c_str(), AT_REMOVEDIR) == 0;
 }
 
-CgroupTree::CgroupTree(const std::string& path)
-    : path_(path), made_(mkdir(path.c_str(), 0755) == 0), root_(OpenDirectory(AT_FDCWD, path)) {
+CgroupTree::CgroupTree(const std::string& path) : path_(path) {
+  const bool made = mkdir(path.c_str(), 0755) == 0;
+  root_ = OpenDirectory(AT_FDCWD, path);
   struct statfs info {};
   if (fstatfs(root_.Get(), &info) != 0 || info.f_type != CGROUP2_SUPER_MAGIC) {
-    Remove();
+    if (made) (void)rmdir(path.c_str());
     throw std::runtime_error(path + " is not on a cgroup v2 mount; --cgroup-root takes one that is");
   }
   OrThrow(flock(root_.Get(), LOCK_EX | LOCK_NB), "another broker works in " + path);
-  Clear();
+  EndAll();
   if (MissingControllers(root_.Get()) != 0) TurnOnControllers(OpenDirectory(root_.Get(), "..").Get());
   missing_ = MissingControllers(root_.Get());
   TurnOnControllers(root_.Get());
@@ -210,14 +211,16 @@ void CgroupTree::MakeUser(const std::string& name, User& user) {
   TurnOnControllers(user.cgroup.Get());
 }
 
-void CgroupTree::Clear() {
-  errno = KillAll(root_.Get());
-  OrThrow(errno != 0 ? -1 : 0, "kill what lives in " + path_);
+void CgroupTree::EndAll() {
+  if (KillAll(root_.Get()) != 0) return;  // it has been removed
   const UniqueFd events = OpenEvents(root_.Get());
   pollfd changed{events.Get(), POLLPRI, 0};
-  while (IsPopulated(events.Get())) (void)poll(&changed, 1, -1);
+  while (IsPopulated(events)) (void)poll(&changed, 1, -1);
   RemoveChildren(root_.Get());
 }
 
-void CgroupTree::Remove() { (void)rmdir(made_ ? path_.c_str() : ""); }
+void CgroupTree::Clear() {
+  EndAll();
+  (void)rmdir(path_.c_str());
+}
 }  // namespace jobworker

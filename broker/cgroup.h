@@ -1,11 +1,7 @@
 // The broker's cgroup v2 tree, <root>/<user>/<job id>, through directory descriptors. The control files are described
 // in the kernel's Documentation/admin-guide/cgroup-v2.rst. What fails is thrown as std::system_error.
 #pragma once
-#include <string>
-
 #include "broker/users.h"
-#include "common/broker_protocol.h"
-#include "common/unique_fd.h"
 
 namespace jobworker {
 // " cpu io memory pids", those whose bits are set.
@@ -25,9 +21,10 @@ uint32_t CountProcesses(int directory);
 void ReadOomKills(int directory, uint32_t& kills, OomLevel& level);
 // SIGKILL to everything in the cgroup, also to what is being forked (cgroup.kill, Linux 5.14). Returns an errno or 0.
 int KillAll(int directory);
-// cgroup.events, for IsPopulated and for POLLPRI, which IsPopulated re-arms.
+// cgroup.events, for IsPopulated and for POLLPRI, which IsPopulated re-arms. None when the cgroup has been removed,
+// which counts as not populated.
 UniqueFd OpenEvents(int directory);
-bool IsPopulated(int events);
+bool IsPopulated(const UniqueFd& events);
 
 // <user>/<id>. EEXIST is an error: a directory that is there is never adopted.
 UniqueFd MakeLeaf(int user_directory, uint64_t id);
@@ -43,14 +40,12 @@ class CgroupTree {
   // Makes <root>/<name> with the user's ceilings, readable by the user's group alone; sets user.cgroup and
   // user.applied.
   void MakeUser(const std::string& name, User& user);
-  // Kills all that lives below the root, waits until nothing does, removes every directory below it.
+  // Kills all that lives below the root, waits until nothing does, removes every directory below it, and the root.
   void Clear();
-  // Removes the root if this object made it.
-  void Remove();
 
  private:
-  std::string path_;
-  bool made_;
+  void EndAll();
+  const std::string path_;
   UniqueFd root_;
   uint8_t missing_ = 0;
 };

@@ -1,20 +1,16 @@
 #include "broker/privileges.h"
 
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/capability.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -22,6 +18,8 @@
 
 namespace jobworker {
 namespace {
+using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
+
 // SETUID, SETGID: become the job's user in the child. SETPCAP: empty the child's bounding set. KILL: signal a job,
 // which has another uid. cgroupfs belongs to uid 0 and needs none.
 constexpr cap_value_t kKept[] = {CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL};
@@ -33,9 +31,6 @@ constexpr std::string_view kRefused =
     "ioperm bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register open_by_handle_at quotactl "
     "quotactl_fd acct settimeofday clock_settime clock_adjtime adjtimex syslog vhangup nfsservctl uselib "
     "lookup_dcookie sethostname setdomainname ";
-
-constexpr uint32_t kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER |
-                                 CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWTIME;
 
 int AddRefusals(scmp_filter_ctx filter) {
   int failed = 0;
@@ -70,13 +65,12 @@ void KeepCapabilities() {
 }
 }  // namespace
 
-void NarrowDescriptors(int keep) {
+void NarrowDescriptors(unsigned first, unsigned count) {
   for (int fd = 0; fd <= 2; ++fd) {
     if (fcntl(fd, F_GETFD) < 0) OrThrow(open("/dev/null", O_RDWR) - fd, "open /dev/null");  // takes the lowest free
   }
-  const unsigned kept = keep >= 3 ? static_cast<unsigned>(keep) : 2;
-  OrThrow((kept > 3 ? close_range(3, kept - 1, 0) : 0) | close_range(kept + 1, ~0U, 0), "close descriptors");
-  if (keep >= 3) OrThrow(fcntl(keep, F_SETFD, FD_CLOEXEC), "the socket given by --fd");
+  OrThrow((first > 3 ? close_range(3, first - 1, 0) : 0) | close_range(first + count, ~0U, 0), "close descriptors");
+  if (count > 0) OrThrow(close_range(first, first + count - 1, CLOSE_RANGE_CLOEXEC), "mark descriptors");
 }
 
 void NarrowPrivileges() {
@@ -87,30 +81,31 @@ void NarrowPrivileges() {
   OrThrow(setrlimit(RLIMIT_NOFILE, &files) | setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
   OrThrow(prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl");
   KeepCapabilities();
-  const std::unique_ptr<void, decltype(&seccomp_release)> filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
+  const Filter filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
   errno = EINVAL;
   OrThrow(-static_cast<int>(filter == nullptr || AddRefusals(filter.get()) != 0), "build the seccomp filter");
   OrThrow(seccomp_load(filter.get()), "load the seccomp filter");
 }
 
 // Not in the broker's own filter: it needs clone3. No filter can see clone3's flags; after ENOSYS the C libraries use
-// clone, where the bit of CLONE_NEWTIME means something else. Foreign architectures are refused by the broker's filter.
-bool RefuseNamespaces() {
-  constexpr uint32_t kDenied = SECCOMP_RET_ERRNO | EPERM;
-  sock_filter program[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 3, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_unshare, 0, 5),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[0])),
-      BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, kNamespaces, 2, 3),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[0])),
-      BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, kNamespaces & ~uint32_t{CLONE_NEWTIME}, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, kDenied),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-  };
-  const sock_fprog filter{std::size(program), program};
-  return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+// clone, where the bit of CLONE_NEWTIME means something else.
+std::vector<sock_filter> NamespaceFilter() {
+  const Filter filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
+  int failed = seccomp_rule_add(filter.get(), SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+  for (const unsigned flag :
+       std::initializer_list<unsigned>{CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER,
+                                       CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME}) {
+    const scmp_arg_cmp is_set{0, SCMP_CMP_MASKED_EQ, flag, flag};
+    failed |= seccomp_rule_add_array(filter.get(), SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, &is_set);
+    if (flag == CLONE_NEWTIME) continue;
+    failed |= seccomp_rule_add_array(filter.get(), SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1, &is_set);
+  }
+  const UniqueFd file(OrThrow(memfd_create("filter", MFD_CLOEXEC), "memfd_create"));
+  errno = EINVAL;
+  OrThrow(failed | seccomp_export_bpf(filter.get(), file.Get()), "build the jobs' seccomp filter");
+  std::vector<sock_filter> program(static_cast<size_t>(lseek(file.Get(), 0, SEEK_END)) / sizeof(sock_filter));
+  const size_t bytes = program.size() * sizeof(sock_filter);
+  OrThrow(pread(file.Get(), program.data(), bytes, 0) == static_cast<ssize_t>(bytes) ? 0 : -1, "read the filter");
+  return program;
 }
 }  // namespace jobworker

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -10,9 +9,8 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <deque>
-#include <memory>
+#include <functional>
 
 #include "broker/cgroup.h"
 #include "broker/dispatch.h"
@@ -20,11 +18,8 @@
 #include "common/message_socket.h"
 
 namespace jobworker {
-
 namespace {
-
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
-constexpr uint64_t kSourceMask = 7;
 constexpr int kSpareDescriptors = 32;
 
 struct Record {
@@ -32,15 +27,12 @@ struct Record {
   User* owner = nullptr;
   UniqueFd cgroup, events;
   Child child;
-  Limits limits{};
-  uint64_t started_us = 0;
   ChildFailure failure;  // with an error, the job never ran: it ends as Failed, not as Exited
+  Job job;
   Exited exited;
 };
 using Jobs = std::map<JobKey, Record>;
 using JobEntry = Jobs::value_type;
-
-enum class Source : uint64_t { kGuardian, kListener, kPeer, kStatus, kPidfd, kEvents };
 
 // The kernel closes descriptors that were sent to us when we read, or drop unread, what they came with; and closing a
 // TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, this interrupts the wait.
@@ -62,48 +54,39 @@ class Server {
   Server(Users& users, uint8_t missing, UniqueFd listener, uid_t peer_uid)
       : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
-  void Run(UniqueFd peer, const UniqueFd& guardian) {
+  void Run(UniqueFd peer, std::initializer_list<int> ends) {
     struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
-    Watch(guardian.Get(), EPOLLIN, Source::kGuardian);
-    if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, Source::kListener);
+    for (const int end : ends) Watch(end, EPOLLIN, [this](uint32_t) { running_ = false; });
+    if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, [this](uint32_t) { AcceptPeer(); });
     if (peer.IsOpen()) TakePeer(std::move(peer));
     while (running_) {
       // One at a time: what an event closes or erases cannot be named by another one that was fetched with it.
       epoll_event event{};
-      if (epoll_wait(epoll_.Get(), &event, 1, -1) == 1) HandleEvent(event.data.u64, event.events);
+      if (epoll_wait(epoll_.Get(), &event, 1, -1) != 1) continue;
+      const Handler handler = handlers_.at(event.data.fd);  // a copy: it may unwatch itself
+      handler(event.events);
     }
   }
 
  private:
-  void Watch(int fd, uint32_t events, Source source, JobEntry* job = nullptr) {
-    static_assert(alignof(JobEntry) > kSourceMask);
+  using Handler = std::function<void(uint32_t events)>;
+
+  // Again for one that is watched: for other events.
+  void Watch(int fd, uint32_t events, Handler handler) {
     epoll_event event{};
     event.events = events;
-    event.data.u64 = reinterpret_cast<uintptr_t>(job) | static_cast<uint64_t>(source);
-    if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) == 0) return;
-    OrThrow(epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event), "epoll_ctl");  // it is watched already
+    event.data.fd = fd;
+    const int change = handlers_.insert_or_assign(fd, std::move(handler)).second ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+    OrThrow(epoll_ctl(epoll_.Get(), change, fd, &event), "epoll_ctl");
   }
 
   // epoll forgets a descriptor only when its last copy is closed, and a child has copies until it execs.
   void Unwatch(UniqueFd& fd) {
     (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd.Get(), nullptr);
+    handlers_.erase(fd.Get());
     fd.Reset();
-  }
-
-  void HandleEvent(uint64_t token, uint32_t events) {
-    auto* const job = reinterpret_cast<JobEntry*>(token & ~kSourceMask);
-    switch (static_cast<Source>(token & kSourceMask)) {
-      case Source::kGuardian: running_ = false; return;
-      case Source::kListener: return AcceptPeer();
-      case Source::kPeer:
-        if ((events & EPOLLIN) != 0) return ReadRequest();
-        return (events & EPOLLOUT) != 0 ? Flush() : DropPeer("closed");
-      case Source::kStatus: return ExecDone(*job);
-      case Source::kPidfd: return MainProcessEnded(*job);
-      case Source::kEvents: return IsPopulated(job->second.events.Get()) ? void() : CgroupEmpty(*job);
-    }
   }
 
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
@@ -129,7 +112,14 @@ class Server {
     (void)setsockopt(peer.Get(), SOL_SOCKET, kSoPassRights, &off, sizeof(off));
     peer_ = std::move(peer);
     greeted_ = blocked_ = false;
-    Watch(peer_.Get(), EPOLLIN, Source::kPeer);
+    WatchPeer(EPOLLIN);
+  }
+
+  void WatchPeer(uint32_t wanted) {
+    Watch(peer_.Get(), wanted, [this](uint32_t events) {
+      if ((events & EPOLLIN) != 0) return ReadRequest();
+      return (events & EPOLLOUT) != 0 ? Flush() : DropPeer("closed");
+    });
   }
 
   void DropPeer(const char* reason) {
@@ -150,11 +140,10 @@ class Server {
     if (received == Receive::kViolation) return DropPeer("message too long or with descriptors");
     const std::optional<Request> request = Decode<Request>(message);
     if (!request) return DropPeer("malformed request");
-    const auto answer = [this](const auto& asked) {
-      const bool allowed = Judge(StateOf(asked), asked.kType) == Verdict::kAllowed;
-      return allowed ? Answer(asked) : DropPeer("request not allowed in this state");
+    const auto judge = [this](const auto& asked) {
+      return IsAllowed(StateOf(asked), asked.kType) ? Answer(asked) : DropPeer("request not allowed in this state");
     };
-    std::visit(answer, *request);
+    std::visit(judge, *request);
   }
 
   State StateOf(const auto& message) {
@@ -175,18 +164,11 @@ class Server {
     };
     const auto count = static_cast<uint32_t>(std::count_if(jobs_.begin(), jobs_.end(), held));
     Send(Encode(Welcome{kProtocolVersion, missing_, count}));
-    for (const JobEntry& job : jobs_) {
-      const Record& record = job.second;
+    for (JobEntry& job : jobs_) {
       if (!held(job)) continue;
-      Send(Encode(ToMessage<Job>(record)), record.child.descriptors);
-      if (record.state == State::kEnded) Send(Encode(record.exited));
+      SendJob(job.second, ReplyType::kJob);
+      if (job.second.state == State::kEnded) Send(Encode(job.second.exited));
     }
-  }
-
-  template <class Message>
-  Message ToMessage(const Record& record) {
-    const uint8_t has_stdin = (*record.child.descriptors)[kStdin].IsOpen() ? 1 : 0;
-    return {record.exited.key, record.limits, record.owner->missing, has_stdin, record.started_us};
   }
 
   void Answer(const Ping&) { Send(Encode(Pong{})); }
@@ -201,7 +183,7 @@ class Server {
     Record record;
     record.owner = &owner;
     record.exited.key = start.key;
-    record.started_us = NowUs();
+    record.job = {start.key, {}, owner.missing, 0, NowUs()};
     Stage stage = Stage::kCgroup;
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
@@ -209,8 +191,8 @@ class Server {
       // The kernel gives out the lowest free number. What a start leaves free is for killing jobs and for visitors.
       errno = EMFILE;
       OrThrow(max_descriptors_ - kSpareDescriptors - record.cgroup.Get(), "descriptors");
-      record.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
-      for (size_t i = 0; i < kLimitCount; ++i) record.limits[i] = std::min(record.limits[i], owner.applied[i]);
+      record.job.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
+      for (size_t i = 0; i < kLimitCount; ++i) record.job.limits[i] = std::min(record.job.limits[i], owner.applied[i]);
       record.child = Spawn(owner, start, record.cgroup.Get(), stage);
     } catch (const std::system_error& error) {
       if (error.code() != std::errc::file_exists) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
@@ -218,7 +200,7 @@ class Server {
     }
     ++owner.job_count;
     JobEntry& job = *jobs_.emplace(start.key, std::move(record)).first;
-    Watch(job.second.child.status.Get(), EPOLLIN, Source::kStatus, &job);
+    Watch(job.second.child.status.Get(), EPOLLIN, [this, &job](uint32_t) { ExecDone(job); });
   }
 
   void Answer(const Signal& signal) {
@@ -249,10 +231,10 @@ class Server {
     const ssize_t size = read(record.child.status.Get(), &record.failure, sizeof(record.failure));
     if (size < 0) return;  // EAGAIN or EINTR: epoll tells again
     Unwatch(record.child.status);
-    Watch(record.child.pidfd.Get(), EPOLLIN, Source::kPidfd, &job);
+    Watch(record.child.pidfd.Get(), EPOLLIN, [this, &job](uint32_t) { MainProcessEnded(job); });
     if (size != 0) return;
     record.state = State::kRunning;
-    Send(Encode(ToMessage<Started>(record)), record.child.descriptors);
+    SendJob(record, ReplyType::kStarted);
   }
 
   void MainProcessEnded(JobEntry& job) {
@@ -262,15 +244,17 @@ class Server {
     if (waitid(static_cast<idtype_t>(P_PIDFD), id, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return;
     Unwatch(record.child.pidfd);
     record.state = State::kEnding;
-    record.exited.ended_us = std::max(NowUs(), record.started_us);  // the clock may have been set back
+    record.exited.ended_us = std::max(NowUs(), record.job.started_us);  // the clock may have been set back
     record.exited.cause = info.si_code == CLD_EXITED ? EndCause::kExited : EndCause::kSignalled;
     record.exited.value = static_cast<uint8_t>(info.si_status);
     record.exited.core_dumped = info.si_code == CLD_DUMPED;
     record.events = OpenEvents(record.cgroup.Get());
-    if (!IsPopulated(record.events.Get())) return CgroupEmpty(job);
+    if (!IsPopulated(record.events)) return CgroupEmpty(job);
     record.exited.leftovers = CountProcesses(record.cgroup.Get());
     (void)KillAll(record.cgroup.Get());
-    Watch(record.events.Get(), EPOLLPRI, Source::kEvents, &job);
+    Watch(record.events.Get(), EPOLLPRI, [this, &job](uint32_t) {
+      if (!IsPopulated(job.second.events)) CgroupEmpty(job);
+    });
   }
 
   void CgroupEmpty(JobEntry& job) {
@@ -290,6 +274,11 @@ class Server {
     Send(Encode(Failed{key, request, stage, static_cast<uint32_t>(error)}));
   }
 
+  void SendJob(Record& record, ReplyType type) {
+    record.job.has_stdin = (*record.child.descriptors)[kStdin].IsOpen() ? 1 : 0;
+    Send(Encode(record.job, type), record.child.descriptors);
+  }
+
   void Send(std::string message, std::shared_ptr<JobDescriptors> descriptors = nullptr) {
     if (!peer_.IsOpen() || !greeted_) return;
     outgoing_.emplace_back(std::move(message), std::move(descriptors));
@@ -302,7 +291,7 @@ class Server {
     for (; !outgoing_.empty(); outgoing_.pop_front()) {
       const auto& [message, descriptors] = outgoing_.front();
       std::vector<int> numbers;
-      for (size_t i = 0; descriptors != nullptr && i < descriptors->size(); ++i) {
+      for (size_t i = 0; descriptors != nullptr && i < kMaxDescriptors; ++i) {
         if ((*descriptors)[i].IsOpen()) numbers.push_back((*descriptors)[i].Get());
       }
       error = SendMessage(peer_.Get(), message, numbers);
@@ -311,7 +300,7 @@ class Server {
       if (descriptors != nullptr) (*descriptors)[kStdin].Reset();
     }
     if (error != 0 && error != EAGAIN) return DropPeer(strerror(error));
-    if (blocked_ != (error != 0)) Watch(peer_.Get(), error != 0 ? EPOLLOUT : EPOLLIN, Source::kPeer);
+    if (blocked_ != (error != 0)) WatchPeer(error != 0 ? EPOLLOUT : EPOLLIN);
     blocked_ = error != 0;
   }
 
@@ -320,6 +309,7 @@ class Server {
   const UniqueFd listener_;
   const uid_t peer_uid_;
   const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
+  std::map<int, Handler> handlers_;
   UniqueFd peer_;
   const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
   bool running_ = true, greeted_ = false, blocked_ = false;
@@ -330,8 +320,8 @@ class Server {
 
 }  // namespace
 
-void Serve(Users& users, uint8_t missing, const UniqueFd& guardian, UniqueFd peer, UniqueFd listener, uid_t peer_uid) {
-  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer), guardian);
+void Serve(Users& users, uint8_t missing, std::initializer_list<int> ends, UniqueFd peer, UniqueFd listener,
+           uid_t peer_uid) {
+  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer), ends);
 }
-
 }  // namespace jobworker

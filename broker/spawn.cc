@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <sys/capability.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -24,19 +25,17 @@ struct Plan {
   const std::vector<std::string>& candidates;
   std::vector<char*> argv, envp;
   cap_t no_capabilities;
+  sock_fprog filter;
   int in, out, err, status;
 };
-struct Pipe {
-  UniqueFd read, write;
-};
 
-// Non-blocking our end alone: a job does not expect EAGAIN. The pipe is root's; a job that opens /dev/stderr or
-// /dev/stdin anew needs the right to.
-Pipe MakePipe(int our_end = 0) {
+// Its read and its write end. Non-blocking ours alone, which is the first or the second: a job does not expect EAGAIN.
+// The pipe is root's; a job that opens /dev/stderr or /dev/stdin anew needs the right to.
+std::array<UniqueFd, 2> MakePipe(size_t ours = 0) {
   int ends[2];
   OrThrow(pipe2(ends, O_CLOEXEC), "pipe2");
-  Pipe pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
-  OrThrow(fcntl(ends[our_end], F_SETFL, O_NONBLOCK) | fchmod(ends[0], our_end == 0 ? 0622 : 0644), "set up a pipe");
+  std::array<UniqueFd, 2> pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
+  OrThrow(fcntl(ends[ours], F_SETFL, O_NONBLOCK) | fchmod(ends[0], ours == 0 ? 0622 : 0644), "set up a pipe");
   return pipe;
 }
 
@@ -85,7 +84,9 @@ bool SetUpResources(uint64_t pids) {
 
 // Groups first, user last: after setresuid there is no right to the others. Read back, because a set*id call with -1
 // succeeds and changes nothing.
-bool BecomeUser(uid_t uid, gid_t gid, cap_t no_capabilities) {
+bool BecomeUser(const User& user, cap_t no_capabilities) {
+  const auto uid = static_cast<uid_t>(user.uid);
+  const auto gid = static_cast<gid_t>(user.gid);
   for (int cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
     if (prctl(PR_CAPBSET_READ, cap) == 1 && prctl(PR_CAPBSET_DROP, cap) != 0) return false;
   }
@@ -113,18 +114,16 @@ void Exec(const Plan& plan) {
 }
 
 [[noreturn]] void RunChild(const Plan& plan) {
-  const auto& [user, directory, candidates, argv, envp, no_capabilities, in, out, err, status] = plan;
-  const auto uid = static_cast<uid_t>(user.uid);
-  const auto gid = static_cast<gid_t>(user.gid);
+  const User& user = plan.user;
   Stage stage = Stage::kSetUp;
   bool ready = SetUpSession(plan) && SetUpResources(user.ceiling[kPidsLimit]);
-  if (ready) ready = (stage = Stage::kIdentity, BecomeUser(uid, gid, no_capabilities));
+  if (ready) stage = Stage::kIdentity, ready = BecomeUser(user, plan.no_capabilities);
   // As the user, so that a directory the user may not enter is not entered.
-  if (ready) ready = (stage = Stage::kDirectory, chdir(user.directory.c_str()) == 0 && chdir(directory) == 0);
-  if (ready) ready = (stage = Stage::kFilter, RefuseNamespaces());
+  if (ready) stage = Stage::kDirectory, ready = chdir(user.directory.c_str()) == 0 && chdir(plan.directory) == 0;
+  if (ready) stage = Stage::kFilter, ready = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &plan.filter) == 0;
   if (ready) stage = Stage::kExec, Exec(plan);
   const ChildFailure failure{stage, errno};
-  (void)!write(status, &failure, sizeof(failure));
+  (void)!write(plan.status, &failure, sizeof(failure));
   _exit(127);
 }
 }  // namespace
@@ -159,19 +158,30 @@ std::vector<std::string> ExecCandidates(const std::string& command, const std::v
 
 Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   stage = Stage::kPipe;
-  Pipe out = MakePipe(), err = MakePipe(), status = MakePipe(), in;
+  auto [out, child_out] = MakePipe();
+  auto [err, child_err] = MakePipe();
+  auto [status, child_status] = MakePipe();
+  std::array<UniqueFd, 2> in;
   if (start.want_stdin != 0) in = MakePipe(1);
-  if (start.want_stdin == 0) in.read.Reset(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null"));
-  ByteWriter origin;
+  if (start.want_stdin == 0) in[0].Reset(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null"));
+  ByteIo origin;
   origin.Bytes(Encode(start), 0);
-  UniqueFd data = MakeMemory(""), index = MakeMemory(origin.Take());
+  JobDescriptors given{std::move(out), std::move(err), MakeMemory(""), MakeMemory(origin.Take()), std::move(in[1])};
   static const cap_t no_capabilities = cap_init();
+  static std::vector<sock_filter> filter = NamespaceFilter();
   const std::vector<std::string> environment = JobEnvironment(user, start);
   const std::vector<std::string> candidates = ExecCandidates(start.argv[0], environment);
-  const char* directory = start.directory.empty() ? "." : start.directory.c_str();
-  const Plan plan{
-      user,          directory,       candidates,      Pointers(start.argv), Pointers(environment), no_capabilities,
-      in.read.Get(), out.write.Get(), err.write.Get(), status.write.Get()};
+  const Plan plan{user,
+                  start.directory.empty() ? "." : start.directory.c_str(),
+                  candidates,
+                  Pointers(start.argv),
+                  Pointers(environment),
+                  no_capabilities,
+                  {static_cast<uint16_t>(filter.size()), filter.data()},
+                  in[0].Get(),
+                  child_out.Get(),
+                  child_err.Get(),
+                  child_status.Get()};
   int pidfd = -1;
   clone_args arguments{};
   arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP;
@@ -180,8 +190,6 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   arguments.cgroup = static_cast<unsigned>(leaf);
   stage = Stage::kClone;
   if (OrThrow(static_cast<int>(syscall(SYS_clone3, &arguments, sizeof(arguments))), "clone3") == 0) RunChild(plan);
-  JobDescriptors given{std::move(out.read), std::move(err.read), std::move(data), std::move(index),
-                       std::move(in.write)};
-  return {UniqueFd(pidfd), std::make_shared<JobDescriptors>(std::move(given)), std::move(status.read)};
+  return {UniqueFd(pidfd), std::make_shared<JobDescriptors>(std::move(given)), std::move(status)};
 }
 }  // namespace jobworker

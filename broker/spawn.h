@@ -1,12 +1,8 @@
 // Birth of a job: one clone3 into its cgroup, then the steps that turn the child into the user's process.
 #pragma once
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "broker/users.h"
-#include "common/broker_protocol.h"
-#include "common/unique_fd.h"
 
 namespace jobworker {
 // NAME=VALUE: the broker's own variables, replaced and followed by the request's.

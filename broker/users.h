@@ -1,15 +1,19 @@
 // The root-owned list of the users whose jobs the broker runs: the only source of uids, directories and limits.
 #pragma once
-#include <sys/types.h>
-
 #include <map>
 #include <optional>
 #include <string>
+#include <variant>
 
 #include "common/broker_protocol.h"
 #include "common/unique_fd.h"
 
 namespace jobworker {
+// Where the value of each known KEY=VALUE goes: text, or a number from 1 (`max`: the largest). Assign takes out what it
+// has assigned, so that nothing is there twice, and returns whether the word was one of these.
+using Settings = std::map<std::string, std::variant<uint64_t*, std::string*>, std::less<>>;
+bool Assign(std::string_view word, Settings& settings);
+
 // One line of the list: NAME KEY=VALUE..., `#` starts a comment. uid= and gid= (from 1000) and dir= (absolute) are
 // required. cpu= (thousandths of a CPU), memory= (bytes), pids=, read-bytes=, write-bytes=, read-ops=, write-ops= (a
 // second) are ceilings for all of the user's jobs together; with `job-` before the key, the default of each job. They
@@ -31,9 +35,8 @@ struct User {
 using Users = std::map<std::string, User>;
 
 // What is wrong with a list is thrown as std::runtime_error and names the line; what fails, as std::system_error.
-// alice, bob and carl, for a try-out: uids that no account range of Debian or systemd uses, under /var/lib/jobworker.
-Users BuiltInUsers();
-// Refuses a file that is not root's or that others can write.
+// Refuses a file that is not root's or that others can write. "": alice, bob and carl, for a try-out, with uids that no
+// account range of Debian or systemd uses, under /var/lib/jobworker.
 Users LoadUsers(const std::string& path);
 Users ParseUsers(std::string_view text, const std::string& where = "");
 

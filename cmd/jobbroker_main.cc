@@ -1,12 +1,12 @@
 // jobbroker: the root half of Job Worker. See broker/README.md.
+#include <poll.h>
 #include <pwd.h>
-#include <sys/socket.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 
-#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <stdexcept>
@@ -14,10 +14,10 @@
 #include "broker/cgroup.h"
 #include "broker/privileges.h"
 #include "broker/server.h"
+#include "common/message_socket.h"
 
 namespace jobworker {
 namespace {
-
 constexpr const char* kUsage =
     "jobbroker " JOBWORKER_VERSION
     "\nusage: jobbroker --fd N | --socket PATH --peer USER|UID\n"
@@ -25,42 +25,43 @@ constexpr const char* kUsage =
     "  --fd      the front end's socket (jobserver started as root gives it); when it closes, all jobs end\n"
     "  --socket  where front ends with the uid of --peer meet the broker, one at a time\n";
 
-using Options = std::map<std::string, std::string, std::less<>>;
+struct Options {
+  uint64_t fd = 0;
+  std::string socket, peer, cgroup_root, users, missing_controllers = "refuse";
+};
 
 [[noreturn]] void Die(const std::string& what) { throw std::runtime_error(what); }
 
-int ToInt(std::string_view text) {
-  int value = -1;
-  const auto [end, code] = std::from_chars(text.begin(), text.end(), value);
-  return code == std::errc() && end == text.end() ? value : -1;
-}
-
 Options ParseOptions(int argc, char** argv) {
-  // Some systems mount cgroup v2 beside v1.
-  const bool mixed = access("/sys/fs/cgroup/unified", F_OK) == 0;
-  Options options = {{"--cgroup-root", mixed ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker"}};
-  for (const char* known : {"--fd", "--socket", "--peer", "--users"}) options[known];
-  options["--missing-controllers"] = "refuse";
+  Options options;
+  Settings settings = {{"--fd", &options.fd},       {"--socket", &options.socket},
+                       {"--peer", &options.peer},   {"--cgroup-root", &options.cgroup_root},
+                       {"--users", &options.users}, {"--missing-controllers", &options.missing_controllers}};
   for (int i = 1; i < argc; ++i) {
-    const std::string_view word = argv[i];
-    const size_t equals = word.find('=');
-    const auto known = options.find(word.substr(0, equals));
-    if (known == options.end() || (equals == word.npos && i + 1 == argc)) Die(kUsage);
-    known->second = equals == word.npos ? argv[++i] : word.substr(equals + 1);
+    std::string word = argv[i];
+    if (word.find('=') == word.npos && i + 1 < argc) word += std::string("=") + argv[++i];
+    if (!Assign(word, settings)) Die(kUsage);
   }
-  const std::string& policy = options["--missing-controllers"];
-  const bool deployed = !options["--socket"].empty() && !options["--peer"].empty();
-  if (deployed == (ToInt(options["--fd"]) >= 3) || (policy != "refuse" && policy != "warn")) Die(kUsage);
+  const bool deployed = !options.socket.empty() && !options.peer.empty();
+  const bool warn_or_refuse = options.missing_controllers == "warn" || options.missing_controllers == "refuse";
+  if (deployed == (options.fd >= 3 && options.fd < INT32_MAX) || !warn_or_refuse) Die(kUsage);
+  // Some systems mount cgroup v2 beside v1.
+  const bool beside = access("/sys/fs/cgroup/unified", F_OK) == 0;
+  if (options.cgroup_root.empty()) {
+    options.cgroup_root = beside ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker";
+  }
   return options;
 }
 
-uid_t PeerUid(const std::string& peer) {
-  if (ToInt(peer) >= 0) return static_cast<uid_t>(ToInt(peer));
+uid_t PeerUid(std::string peer) {
+  uint64_t uid = 0;
+  Settings number = {{"uid", &uid}};
+  if (Assign("uid=" + peer, number) && uid < UINT32_MAX) return static_cast<uid_t>(uid);
   const passwd* entry = getpwnam(peer.c_str());
   return entry != nullptr ? entry->pw_uid : throw std::runtime_error("--peer: there is no user '" + peer + "'");
 }
 
-UniqueFd Listen(const std::string& path, uid_t peer) {
+UniqueFd Listen(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) Die("--socket: the path is too long");
@@ -69,8 +70,9 @@ UniqueFd Listen(const std::string& path, uid_t peer) {
   struct stat old {};
   if (lstat(path.c_str(), &old) == 0 && S_ISSOCK(old.st_mode)) (void)unlink(path.c_str());
   OrThrow(bind(listener.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), "socket " + path);
-  OrThrow(chmod(path.c_str(), 0600) | lchown(path.c_str(), peer, static_cast<gid_t>(-1)), "own " + path);
   OrThrow(listen(listener.Get(), 16), "listen");
+  // Who may come so far is up to the directory; who may come in, to the uid that the kernel noted.
+  OrThrow(chmod(path.c_str(), 0666), "open " + path);
   (void)fprintf(stderr, "jobbroker: waiting for a front end at %s\n", path.c_str());
   return listener;
 }
@@ -92,54 +94,59 @@ void MakeUsers(Users& users, CgroupTree& tree, bool warn) {
   }
 }
 
-void RunBroker(Options& options, CgroupTree& tree, const UniqueFd& guardian) {
-  Users users = options["--users"].empty() ? BuiltInUsers() : LoadUsers(options["--users"]);
-  MakeUsers(users, tree, options["--missing-controllers"] == "warn");
-  const bool standalone = options["--socket"].empty();
-  const uid_t peer_uid = standalone ? 0 : PeerUid(options["--peer"]);
-  UniqueFd listener = standalone ? UniqueFd() : Listen(options["--socket"], peer_uid);
-  NarrowPrivileges();
-  Serve(users, tree.missing(), guardian, UniqueFd(ToInt(options["--fd"])), std::move(listener), peer_uid);
+// Without a broker nobody could stop its jobs. So it has a child that keeps root's rights, reads nothing from anybody,
+// waits until the broker has ended or asks for it, and then ends and removes all that is in the cgroup tree. The broker
+// does the same for it. Returns its pidfd.
+UniqueFd StartGuardian(CgroupTree& tree, int front_end) {
+  const pid_t broker = getpid(), guardian = OrThrow(fork(), "fork");
+  if (guardian > 0) return UniqueFd(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, guardian, 0)), "pidfd_open"));
+  UniqueFd(front_end).Reset();
+  sigset_t clear{};
+  sigaddset(&clear, SIGUSR1);
+  int number = 0;
+  if (prctl(PR_SET_PDEATHSIG, SIGUSR1) == 0 && getppid() == broker) (void)sigwait(&clear, &number);
   tree.Clear();
+  _exit(0);
 }
 
-// Without a broker nobody could stop its jobs. So its parent stays root, reads nothing from anybody, waits for the
-// broker's end or a signal that asks for it, and ends all that lives in the cgroup tree. The broker does the same for
-// it.
-int Guard(pid_t broker, CgroupTree& tree, const sigset_t& signals) {
-  const UniqueFd pidfd(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, broker, 0)), "pidfd_open"));
-  int number = 0, status = 0;
-  for (pid_t ended = 0; ended == 0;) {
-    OrThrow(-sigwait(&signals, &number), "sigwait");
-    if (number != SIGCHLD) (void)syscall(SYS_pidfd_send_signal, pidfd.Get(), SIGKILL, nullptr, 0);
-    // SIGCHLD also comes when the broker stops or goes on.
-    ended = OrThrow(waitpid(broker, &status, number == SIGCHLD ? WNOHANG : 0), "waitpid");
-  }
-  tree.Clear();
-  tree.Remove();
-  return number != SIGCHLD || (WIFEXITED(status) && WEXITSTATUS(status) == 0) ? 0 : 1;
+void Run(const Options& options, CgroupTree& tree, const UniqueFd& signals, const UniqueFd& guardian) {
+  const bool standalone = options.socket.empty();
+  Users users = LoadUsers(options.users);
+  MakeUsers(users, tree, options.missing_controllers == "warn");
+  const uid_t peer_uid = standalone ? 0 : PeerUid(options.peer);
+  UniqueFd listener = standalone ? UniqueFd() : Listen(options.socket);
+  NarrowPrivileges();
+  UniqueFd peer(standalone ? static_cast<int>(options.fd) : -1);
+  Serve(users, tree.missing(), {signals.Get(), guardian.Get()}, std::move(peer), std::move(listener), peer_uid);
 }
 
 int Main(int argc, char** argv) try {
-  Options options = ParseOptions(argc, argv);
+  const Options options = ParseOptions(argc, argv);
   umask(022);
-  NarrowDescriptors(ToInt(options["--fd"]));
-  sigset_t signals{};
-  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&signals, number);
-  OrThrow(sigprocmask(SIG_BLOCK, &signals, nullptr), "sigprocmask");
-  CgroupTree tree(options["--cgroup-root"]);
-  const UniqueFd guardian(OrThrow(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)), "pidfd_open"));
-  const pid_t broker = OrThrow(fork(), "fork");
-  if (broker == 0) return RunBroker(options, tree, guardian), 0;
-  UniqueFd(ToInt(options["--fd"])).Reset();
-  const int status = Guard(broker, tree, signals);
-  (void)unlink(options["--socket"].c_str());
-  return status;
+  NarrowDescriptors(options.fd != 0 ? static_cast<unsigned>(options.fd) : 3, options.fd != 0 ? 1 : 0);
+  sigset_t ends{}, blocked{};
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
+  sigorset(&blocked, &ends, &ends);
+  sigaddset(&blocked, SIGUSR1);
+  OrThrow(sigprocmask(SIG_BLOCK, &blocked, nullptr), "sigprocmask");
+  const UniqueFd signals(OrThrow(signalfd(-1, &ends, SFD_CLOEXEC), "signalfd"));
+  CgroupTree tree(options.cgroup_root);
+  const UniqueFd guardian = StartGuardian(tree, static_cast<int>(options.fd));
+  std::string wrong;
+  try {
+    Run(options, tree, signals, guardian);
+  } catch (const std::exception& error) {
+    wrong = error.what();
+  }
+  (void)unlink(options.socket.c_str());
+  tree.Clear();  // if there is no guardian any more
+  (void)syscall(SYS_pidfd_send_signal, guardian.Get(), SIGUSR1, nullptr, 0);
+  for (pollfd ended{guardian.Get(), POLLIN, 0}; poll(&ended, 1, -1) != 1;) continue;
+  return wrong.empty() ? 0 : throw std::runtime_error(wrong);
 } catch (const std::exception& error) {
   (void)fprintf(stderr, "jobbroker: %s\n", error.what());
   return 1;
 }
-
 }  // namespace
 }  // namespace jobworker
 

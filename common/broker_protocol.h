@@ -211,11 +211,15 @@ constexpr size_t DescriptorsOf(const Message& message) {
 }
 
 template <class Message>
-std::string Encode(Message message) {
-  ByteWriter writer;
-  writer.Number(Message::kType);
-  message.Fields(writer);
-  return writer.Take();
+std::string Encode(Message message, auto type) {
+  ByteIo io;
+  io.Number(type);
+  message.Fields(io);
+  return io.Take();
+}
+template <class Message>
+std::string Encode(const Message& message) {
+  return Encode(message, Message::kType);
 }
 
 // Nothing when the datagram is not exactly one valid message of a type in Variant (Request or Reply).
@@ -226,12 +230,11 @@ std::optional<Variant> Decode(std::string_view datagram) {
   } else {
     std::variant_alternative_t<index, Variant> message;
     auto type = message.kType;
-    ByteReader reader(datagram);
-    reader.Number(type);
+    ByteIo io(datagram);
+    io.Number(type);
     if (type != message.kType) return Decode<Variant, index + 1>(datagram);
-    message.Fields(reader);
-    if (!reader.Finish()) return std::nullopt;
-    return message;
+    message.Fields(io);
+    return io.Finish() ? std::optional<Variant>(std::move(message)) : std::nullopt;
   }
 }
 }  // namespace jobworker

@@ -116,6 +116,9 @@ BrokerProcess::BrokerProcess() {
   // Jobs go through here to their own directories; what else is in it they may not list.
   fs::permissions(directory_, fs::perms(0711));
   fs::create_directory(directory_ / "work");
+  fs::create_directory(directory_ / "run");
+  fs::permissions(directory_ / "run", fs::perms(0750));
+  EXPECT_EQ(chown((directory_ / "run").c_str(), 0, kFrontEndUid), 0);
   std::string users;
   for (const auto& [user, uid] : {std::pair{"alice", kAliceUid}, {"bob", kBobUid}, {"carl", kCarlUid}}) {
     users += std::string(user) + " uid=" + std::to_string(uid) + " gid=" + std::to_string(uid) +
@@ -125,9 +128,9 @@ BrokerProcess::BrokerProcess() {
 }
 
 BrokerProcess::~BrokerProcess() {
-  if (guardian_.pid() > 0) {
-    guardian_.Signal(SIGTERM);
-    guardian_.Wait();
+  if (broker_.pid() > 0) {
+    broker_.Signal(SIGTERM);
+    broker_.Wait();
   }
   std::error_code ignored;
   fs::remove_all(directory_, ignored);
@@ -144,7 +147,7 @@ void BrokerProcess::Start(Mode mode, rlim_t files, const std::vector<std::string
                {JOBBROKER, "--cgroup-root", cgroup_, "--users", directory_ / "users", "--missing-controllers", "warn"});
   UniqueFd other;
   if (mode == Mode::kDeployed) {
-    words.insert(words.end(), {"--socket", directory_ / "socket", "--peer", std::to_string(kFrontEndUid)});
+    words.insert(words.end(), {"--socket", socket(), "--peer", std::to_string(kFrontEndUid)});
   } else {
     int ends[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
@@ -152,34 +155,29 @@ void BrokerProcess::Start(Mode mode, rlim_t files, const std::vector<std::string
     other.Reset(ends[1]);
     words.insert(words.end(), {"--fd", std::to_string(other.Get())});
   }
-  guardian_ = Process(words, directory_ / "log", other.Get(), files);
+  broker_ = Process(words, directory_ / "log", other.Get(), files);
   ASSERT_TRUE(mode == Mode::kStandalone || WaitForText(directory_ / "log", "waiting for a front end")) << Log();
 }
 
 UniqueFd BrokerProcess::Visit(uid_t uid) {
-  const sockaddr_un address = AddressOf(directory_ / "socket");
-  UniqueFd visitor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = AddressOf(socket());
+  UniqueFd visitor(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   // The kernel notes the effective uid of who connects.
+  EXPECT_EQ(setegid(uid), 0);
   EXPECT_EQ(seteuid(uid), 0);
   const int failed = connect(visitor.Get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address));
   const int error = errno;
   EXPECT_EQ(seteuid(0), 0);
+  EXPECT_EQ(setegid(0), 0);
   if (failed == 0) return visitor;
   EXPECT_TRUE(error == EACCES && uid != kFrontEndUid) << strerror(error) << "\n" << Log();
   return {};
 }
 
-pid_t BrokerProcess::FindBroker() const {
-  // strace stands between when it is the wrapper.
-  std::vector<pid_t> below = ChildrenOf(guardian_.pid());
-  while (!below.empty()) {
-    const pid_t pid = below.front();
-    const std::vector<pid_t> deeper = ChildrenOf(pid);
+pid_t BrokerProcess::FindGuardian() const {
+  for (const pid_t pid : ChildrenOf(broker_.pid())) {
     const std::string line = ReadFile("/proc/" + std::to_string(pid) + "/cmdline");
-    if (line.find("jobbroker") != line.npos && StatusLine(pid, "NoNewPrivs") == std::vector<std::string>{"1"})
-      return pid;
-    below.erase(below.begin());
-    below.insert(below.end(), deeper.begin(), deeper.end());
+    if (line.find("jobbroker") != line.npos) return pid;
   }
   return 0;
 }

@@ -66,19 +66,20 @@ class BrokerProcess {
   // Standalone: this side's end of the socketpair.
   UniqueFd TakeFd() { return std::move(front_end_); }
 
-  // The process that was started: it guards the broker and removes what that leaves.
-  Process& guardian() { return guardian_; }
-  // The broker itself, from its end of a pair. 0 when it is not there yet.
-  pid_t FindBroker() const;
+  Process& broker() { return broker_; }
+  // Its child that clears away what a killed one leaves; 0 when there is none.
+  pid_t FindGuardian() const;
   [[nodiscard]] std::string Log() const { return ReadFile(directory_ / "log"); }
 
   [[nodiscard]] const fs::path& directory() const { return directory_; }
+  // The rendezvous, in a directory that only the front end's group may enter.
+  [[nodiscard]] fs::path socket() const { return directory_ / "run" / "socket"; }
   [[nodiscard]] const fs::path& cgroup() const { return cgroup_; }
   [[nodiscard]] fs::path work(const std::string& user) const { return directory_ / "work" / user; }
 
  private:
   fs::path directory_, cgroup_;
-  Process guardian_;
+  Process broker_;
   UniqueFd front_end_;
 };
 

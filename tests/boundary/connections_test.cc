@@ -39,7 +39,7 @@ TEST_F(Connections, AnotherUidIsRefused) {
   for (const uid_t uid : {kAliceUid, kBobUid, uid_t{65534}, kFrontEndUid + 1}) {
     EXPECT_FALSE(FrontEnd::Meet(broker_.Visit(uid)).IsOpen()) << uid;
   }
-  // The file's mode holds for all but root, whom the uid check holds off.
+  // The directory's mode holds for all but root, whom the uid check holds off.
   EXPECT_FALSE(broker_.Visit(kAliceUid).IsOpen());
   EXPECT_FALSE(FrontEnd::Meet(broker_.Visit(0)).IsOpen());
   EXPECT_NE(broker_.Log().find("refused uid=0"), std::string::npos);

@@ -83,9 +83,9 @@ TEST_F(Jobs, AJobHasWhatItWasGivenAndNothingElse) {
 TEST_F(Jobs, TheEscapeKitGetsNothing) {
   const fs::path id = Install("/usr/bin/id");
   fs::permissions(id, fs::perms(04755));
-  const Outcome outcome = Run(StartOf(
-      Alice(7), {Install(ESCAPE_KIT), broker_.cgroup(), "alice", "7", std::to_string(broker_pid()),
-                 std::to_string(canary_pid()), "bob/1", broker_.work("bob"), broker_.directory() / "socket", id}));
+  const Outcome outcome =
+      Run(StartOf(Alice(7), {Install(ESCAPE_KIT), broker_.cgroup(), "alice", "7", std::to_string(broker_pid()),
+                             std::to_string(canary_pid()), "bob/1", broker_.work("bob"), broker_.socket(), id}));
   EXPECT_EQ(outcome.exited.cause, EndCause::kExited);
   EXPECT_EQ(outcome.exited.value, 0) << outcome.err;
   std::istringstream lines(outcome.out);

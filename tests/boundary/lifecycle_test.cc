@@ -37,14 +37,16 @@ class Lifecycle : public testing::TestWithParam<Mode> {
       for (const pid_t pid : ProcessesIn(broker_.cgroup() / "alice" / id)) jobs_.push_back(pid);
     }
     ASSERT_EQ(jobs_.size(), 3U);
-    broker_pid_ = broker_.FindBroker();
+    broker_pid_ = broker_.broker().pid();
     ASSERT_GT(broker_pid_, 0);
   }
   void ExpectNothingLeft() {
     EXPECT_FALSE(fs::exists(broker_.cgroup()));
-    EXPECT_FALSE(fs::exists(broker_.directory() / "socket"));
+    EXPECT_FALSE(fs::exists(broker_.socket()));
     for (const pid_t pid : jobs_) EXPECT_FALSE(IsAlive(pid)) << pid;
   }
+
+  static UniqueFd OpenPid(pid_t pid) { return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
 
   BrokerProcess broker_;
   std::unique_ptr<FrontEnd> front_;
@@ -54,8 +56,8 @@ class Lifecycle : public testing::TestWithParam<Mode> {
 
 TEST_P(Lifecycle, ASignalThatAsksForItEndsAll) {
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
-    broker_.guardian().Signal(number);
-    EXPECT_EQ(broker_.guardian().Wait(), 0) << broker_.Log();
+    broker_.broker().Signal(number);
+    EXPECT_EQ(broker_.broker().Wait(), 0) << broker_.Log();
     EXPECT_TRUE(front_->AwaitClose());
     ExpectNothingLeft();
     jobs_.clear();
@@ -65,39 +67,47 @@ TEST_P(Lifecycle, ASignalThatAsksForItEndsAll) {
 }
 
 TEST_P(Lifecycle, AKilledBrokerIsClearedAwayByItsGuardian) {
+  const UniqueFd guardian = OpenPid(broker_.FindGuardian());
   kill(broker_pid_, SIGKILL);
-  EXPECT_EQ(broker_.guardian().Wait(), 1);
+  EXPECT_EQ(broker_.broker().Wait(), 128 + SIGKILL);
   EXPECT_TRUE(front_->AwaitClose());
-  ExpectNothingLeft();
+  EXPECT_TRUE(WaitFor(guardian.Get(), POLLIN));
+  EXPECT_FALSE(fs::exists(broker_.cgroup()));
+  for (const pid_t pid : jobs_) EXPECT_FALSE(IsAlive(pid)) << pid;
 }
 
 TEST_P(Lifecycle, AKilledGuardianIsNoticedByItsBroker) {
-  const UniqueFd broker(static_cast<int>(syscall(SYS_pidfd_open, broker_pid_, 0)));
-  broker_.guardian().Signal(SIGKILL);
-  EXPECT_EQ(broker_.guardian().Wait(), 128 + SIGKILL);
-  EXPECT_TRUE(WaitFor(broker.Get(), POLLIN));
+  kill(broker_.FindGuardian(), SIGKILL);
+  EXPECT_EQ(broker_.broker().Wait(), 0);
   EXPECT_TRUE(front_->AwaitClose());
   for (const pid_t pid : jobs_) EXPECT_FALSE(IsAlive(pid)) << pid;
+  // It may not have the right to remove the root.
   EXPECT_EQ(CgroupsBelow(broker_.cgroup()), std::set<std::string>{});
   fs::remove(broker_.cgroup());
 }
 
+TEST_P(Lifecycle, TheGuardianOutlivesASignalToTheWholeGroup) {
+  const pid_t guardian = broker_.FindGuardian();
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) kill(guardian, number);
+  front_->Send(Ping{});
+  (void)front_->Await<Pong>();
+  EXPECT_TRUE(IsAlive(guardian));
+}
+
 TEST_P(Lifecycle, WhatTwoKilledOnesLeaveIsClearedAwayByTheNext) {
-  broker_.guardian().Signal(SIGSTOP);
-  kill(broker_pid_, SIGSTOP);
-  broker_.guardian().Signal(SIGKILL);
-  const UniqueFd broker(static_cast<int>(syscall(SYS_pidfd_open, broker_pid_, 0)));
-  kill(broker_pid_, SIGKILL);
-  EXPECT_TRUE(WaitFor(broker.Get(), POLLIN));
-  EXPECT_EQ(broker_.guardian().Wait(), 128 + SIGKILL);
+  const UniqueFd guardian = OpenPid(broker_.FindGuardian());
+  broker_.broker().Signal(SIGSTOP);
+  kill(broker_.FindGuardian(), SIGKILL);
+  broker_.broker().Signal(SIGKILL);
+  EXPECT_EQ(broker_.broker().Wait(), 128 + SIGKILL);
+  EXPECT_TRUE(WaitFor(guardian.Get(), POLLIN));
   for (const pid_t pid : jobs_) EXPECT_TRUE(IsAlive(pid)) << pid;
   const std::vector<pid_t> before = std::exchange(jobs_, {});
   fs::remove(broker_.directory() / "log");
   StartWithJobs();
   for (const pid_t pid : before) EXPECT_FALSE(IsAlive(pid)) << pid;
-  broker_.guardian().Signal(SIGTERM);
-  EXPECT_EQ(broker_.guardian().Wait(), 0);
-  fs::remove(broker_.cgroup());  // the first one made it; the second does not know that it may go
+  broker_.broker().Signal(SIGTERM);
+  EXPECT_EQ(broker_.broker().Wait(), 0);
   ExpectNothingLeft();
 }
 
@@ -121,14 +131,14 @@ INSTANTIATE_TEST_SUITE_P(One, Standalone, testing::Values(Mode::kStandalone), Na
 
 TEST_P(Standalone, WhenTheFrontEndIsGoneAllEnds) {
   front_->Close();
-  EXPECT_EQ(broker_.guardian().Wait(), 0) << broker_.Log();
+  EXPECT_EQ(broker_.broker().Wait(), 0) << broker_.Log();
   ExpectNothingLeft();
 }
 
 TEST_P(Standalone, AViolationEndsAll) {
   EXPECT_EQ(front_->SendRaw("x"), 0);
   EXPECT_TRUE(front_->AwaitClose());
-  broker_.guardian().Wait();
+  broker_.broker().Wait();
   ExpectNothingLeft();
 }
 
@@ -140,7 +150,7 @@ class StartUp : public testing::Test {
   }
   // Exit status 1 and these words, in less than no time, and nothing left.
   void ExpectRefused(const std::vector<std::string>& words) {
-    EXPECT_EQ(broker_.guardian().Wait(), 1);
+    EXPECT_EQ(broker_.broker().Wait(), 1);
     for (const std::string& word : words)
       EXPECT_NE(broker_.Log().find(word), std::string::npos) << word << broker_.Log();
     EXPECT_FALSE(fs::exists(broker_.cgroup()));
@@ -195,8 +205,8 @@ TEST_F(StartUp, AWorkingDirectoryOfAnotherIsRefused) {
 
 TEST_F(StartUp, MissingControllersAreRefusedUnlessToldOtherwise) {
   const std::string log = broker_.directory() / "log";
-  Process broker({JOBBROKER, "--socket", broker_.directory() / "socket", "--peer", "1", "--cgroup-root",
-                  broker_.cgroup(), "--users", File(), "--missing-controllers=refuse"},
+  Process broker({JOBBROKER, "--socket", broker_.socket(), "--peer", "1", "--cgroup-root", broker_.cgroup(), "--users",
+                  File(), "--missing-controllers=refuse"},
                  log);
   if (ReadFile(broker_.cgroup().parent_path() / "cgroup.controllers").find("pids") != std::string::npos) {
     broker.Signal(SIGTERM);
@@ -208,7 +218,7 @@ TEST_F(StartUp, MissingControllersAreRefusedUnlessToldOtherwise) {
 }
 
 TEST_F(StartUp, ACommandLineThatIsWrongIsRefused) {
-  const std::string root = broker_.cgroup(), socket = broker_.directory() / "socket";
+  const std::string root = broker_.cgroup(), socket = broker_.socket();
   for (const std::vector<std::string>& words : {std::vector<std::string>{},
                                                 {"--fd"},
                                                 {"--fd", "x"},

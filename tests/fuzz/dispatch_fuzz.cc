@@ -52,7 +52,7 @@ uint32_t CountProcesses(int) { return 0; }
 void ReadOomKills(int, uint32_t& kills, OomLevel&) { kills = 0; }
 int KillAll(int) { return 0; }
 UniqueFd OpenEvents(int) { return NewDescriptor(); }
-bool IsPopulated(int) { return false; }
+bool IsPopulated(const UniqueFd&) { return false; }
 
 // A job named "end" is a process that ends at once; any other runs for as long as the loop does. One named "fail"
 // cannot exec.

@@ -168,9 +168,9 @@ UniqueFd OpenEvents(int leaf) {
   return UniqueFd(ends[0]);
 }
 
-bool IsPopulated(int events) {
-  const FakeJob& job =
-      Find([&](const FakeJob& other) { return other.broker_event == events && !other.removed; }, "strange events");
+bool IsPopulated(const UniqueFd& events) {
+  const FakeJob& job = Find([&](const FakeJob& other) { return other.broker_event == events.Get() && !other.removed; },
+                            "strange events");
   return job.alive || job.leftovers;
 }
 
@@ -291,7 +291,7 @@ size_t OpenDescriptors() {
 }
 
 void RunSession(Input input) {
-  Users list = BuiltInUsers();
+  Users list = LoadUsers("");
   for (auto& [name, user] : list) {
     user.cgroup.Reset(eventfd(0, EFD_CLOEXEC));
     user.applied = user.ceiling;

@@ -112,7 +112,7 @@ TEST(ByteIo, BytesTakeANulAndAreBoundedToo) {
   }
 }
 
-bool ReadsStrings(const std::vector<std::string>& values, size_t max_count, size_t max_total) {
+bool ReadsStrings(std::vector<std::string> values, size_t max_count, size_t max_total) {
   ByteWriter writer;
   writer.Strings(values, max_count, max_total);
   const std::string bytes = writer.Take();

@@ -22,7 +22,7 @@ std::string WhyRefused(std::string_view text) {
 }
 
 TEST(Users, TheBuiltInOnesAreForATryOut) {
-  const Users users = BuiltInUsers();
+  const Users users = LoadUsers("");
   ASSERT_EQ(users.size(), 3U);
   for (const auto& [name, uid] : {std::pair{"alice", 70001U}, {"bob", 70002U}, {"carl", 70003U}}) {
     const User& user = users.at(name);
