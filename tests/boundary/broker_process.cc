@@ -204,7 +204,7 @@ std::set<std::string> CgroupsBelow(const fs::path& cgroup) {
   std::set<std::string> found;
   std::error_code gone;
   for (fs::recursive_directory_iterator at(cgroup, gone), end; !gone && at != end; at.increment(gone)) {
-    if (at->is_directory()) found.insert(fs::relative(at->path(), cgroup));
+    if (std::error_code none; at->is_directory(none)) found.insert(at->path().lexically_relative(cgroup));
   }
   return found;
 }
