@@ -158,14 +158,8 @@ class Server {
   void Answer(const Hello& hello) {
     if (hello.version != kProtocolVersion) return DropPeer("other protocol version");
     greeted_ = true;
-    // One that may still turn out never to have been is not replayed; Started follows if it was.
-    const auto held = [](const JobEntry& job) {
-      return job.second.state != State::kStarting && job.second.failure.error == 0;
-    };
-    const auto count = static_cast<uint32_t>(std::count_if(jobs_.begin(), jobs_.end(), held));
-    Send(Encode(Welcome{kProtocolVersion, missing_, count}));
+    Send(Encode(Welcome{kProtocolVersion, missing_, static_cast<uint32_t>(jobs_.size())}));
     for (JobEntry& job : jobs_) {
-      if (!held(job)) continue;
       SendJob(job.second, ReplyType::kJob);
       if (job.second.state == State::kEnded) Send(Encode(job.second.exited));
     }
@@ -177,13 +171,15 @@ class Server {
     const auto found = users_.find(start.key.user);
     if (found == users_.end()) return Fail(start.key, RequestType::kStart, Stage::kUser, ENOENT);
     User& owner = found->second;
-    if (owner.job_count >= owner.max_jobs) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
+    // One that has ended does not count: a front end keeps the newest, which tells the next one where ids go on.
+    const uint64_t free = owner.ended_count > 0 ? 1 : 0;
+    if (owner.job_count >= owner.max_jobs + free) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
     const std::optional<Limits> limits = JobLimits(owner, start.limits);
     if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
     Record record;
     record.owner = &owner;
     record.exited.key = start.key;
-    record.job = {start.key, {}, owner.missing, 0, NowUs()};
+    record.job = {start.key, {}, owner.missing, 0, NowUs(), 0};
     Stage stage = Stage::kCgroup;
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
@@ -222,7 +218,9 @@ class Server {
   }
 
   void Answer(const Forget& forget) {
-    --jobs_.at(forget.key).owner->job_count;
+    const Record& record = jobs_.at(forget.key);
+    --record.owner->job_count;
+    --record.owner->ended_count;
     jobs_.erase(forget.key);
   }
 
@@ -265,6 +263,7 @@ class Server {
     record.cgroup.Reset();
     if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) perror("jobbroker: a job's cgroup is left behind");
     record.state = State::kEnded;
+    ++record.owner->ended_count;
     if (record.failure.error == 0) return Send(Encode(record.exited));
     Fail(job.first, RequestType::kStart, record.failure.stage, record.failure.error);
     Answer(Forget{job.first});
@@ -276,6 +275,7 @@ class Server {
 
   void SendJob(Record& record, ReplyType type) {
     record.job.has_stdin = (*record.child.descriptors)[kStdin].IsOpen() ? 1 : 0;
+    record.job.starting = record.state == State::kStarting || record.failure.error != 0 ? 1 : 0;
     Send(Encode(record.job, type), record.child.descriptors);
   }
 

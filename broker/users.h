@@ -17,7 +17,7 @@ bool Assign(std::string_view word, Settings& settings);
 // One line of the list: NAME KEY=VALUE..., `#` starts a comment. uid= and gid= (from 1000) and dir= (absolute) are
 // required. cpu= (thousandths of a CPU), memory= (bytes), pids=, read-bytes=, write-bytes=, read-ops=, write-ops= (a
 // second) are ceilings for all of the user's jobs together; with `job-` before the key, the default of each job. They
-// and jobs=, how many jobs may run or wait for Forget, take `max`.
+// and jobs=, how many jobs may run or wait for Forget (one that waits is free), take `max`.
 struct User {
   uint64_t uid = 0, gid = 0;
   std::string directory;
@@ -26,11 +26,11 @@ struct User {
   Limits job{kUnlimited, kUnlimited, 128, kUnlimited, kUnlimited, kUnlimited, kUnlimited};
 
   // Set at start-up, beside the list.
-  UniqueFd cgroup;      // the user's directory
-  Limits applied{};     // the ceilings as the kernel took them
-  dev_t disk = 0;       // what io.max acts on
-  uint8_t missing = 0;  // bits of Controller
-  uint64_t job_count = 0;
+  UniqueFd cgroup;                          // the user's directory
+  Limits applied{};                         // the ceilings as the kernel took them
+  dev_t disk = 0;                           // what io.max acts on
+  uint8_t missing = 0;                      // bits of Controller
+  uint64_t job_count = 0, ended_count = 0;  // all records, and those in kEnded
 };
 using Users = std::map<std::string, User>;
 

@@ -15,7 +15,7 @@
 #include "common/byte_io.h"
 
 namespace jobworker {
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 inline constexpr size_t kMaxMessageBytes = 64 * 1024;
 inline constexpr size_t kMaxUserName = 32;
 inline constexpr size_t kMaxArguments = 1024;
@@ -148,7 +148,7 @@ struct Pong {
   void Fields(auto&) {}
 };
 // A job with its effective limits and the time of its birth, UTC in microseconds, as in Exited. Started answers a Start
-// once exec succeeded; Job is the replay after Hello.
+// once exec succeeded; Job is the replay after Hello, also of one that is starting: Started or Failed follows.
 template <ReplyType type>
 struct HeldJob {
   static constexpr auto kType = type;
@@ -157,9 +157,10 @@ struct HeldJob {
   uint8_t missing = 0;
   uint8_t has_stdin = 0;
   uint64_t started_us = 0;
+  uint8_t starting = 0;
   void Fields(auto& io) {
-    All(io, key, limits, missing, has_stdin, started_us);
-    io.Check(has_stdin <= 1);
+    All(io, key, limits, missing, has_stdin, started_us, starting);
+    io.Check(has_stdin <= 1 && starting <= 1);
   }
 };
 using Started = HeldJob<ReplyType::kStarted>;

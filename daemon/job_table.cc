@@ -163,6 +163,7 @@ void JobTable::KillAt(const JobKey& key, const StopState& stop) {
 
 void JobTable::OnJob(const Job& job, JobDescriptors descriptors) {
   const auto known = jobs_.find(job.key);
+  if (job.starting != 0) return AdoptUnborn(job, std::move(descriptors));
   if (known == jobs_.end()) return Adopt(job, std::move(descriptors));
   // Another broker has taken it over, with the same descriptors. What was asked of the one before may not have arrived.
   Entry& entry = known->second;
@@ -172,7 +173,7 @@ void JobTable::OnJob(const Job& job, JobDescriptors descriptors) {
 
 void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
   const auto found = jobs_.find(started.key);
-  // Asked for by a front end that is no more.
+  // Of a connection before this one.
   if (found == jobs_.end()) return Adopt(started, std::move(descriptors));
   if (found->second.phase != Phase::kStarting) return;
   Entry& entry = found->second;
@@ -192,6 +193,20 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
   ForgetAnchor(started.key.user);
   if (entry.stop.kind != StopKind::kNone) BeginStop(started.key, entry);
   for (const StartCallback& done : waiting) done(View(entry.view));
+}
+
+// Asked for by an earlier front end. Its Started, with the descriptors again, or its Failed is still to come; until
+// then its id and its request key are taken.
+void JobTable::AdoptUnborn(const Job& job, JobDescriptors descriptors) {
+  Entry& entry = jobs_[job.key];
+  UserJobs& user = users_[job.key.user];
+  user.last_id = std::max(user.last_id, job.key.id);
+  const auto journal = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
+  if (journal) entry.start = (*journal)->start();
+  JobNote note;
+  if (note.ParseFromString(entry.start.note) && !note.request_key().empty()) {
+    user.by_request_key[note.request_key()] = job.key.id;
+  }
 }
 
 // A job that is there without this front end having asked for it.

@@ -125,6 +125,7 @@ class JobTable : public BrokerEvents {
   };
   using Jobs = std::map<JobKey, Entry>;
 
+  void AdoptUnborn(const Job& job, JobDescriptors descriptors);
   template <class Message>
   void Adopt(const Message& job, JobDescriptors descriptors);
   template <class Message>

@@ -111,13 +111,8 @@ void BoundaryTest::Continue() const { kill(broker_pid_, SIGCONT); }
 
 void BoundaryTest::ForgetAll() {
   Reconnect();
-  // A job that was still starting was not replayed: what becomes of it is told.
-  for (const std::string& cgroup : CgroupsBelow(broker_.cgroup())) {
-    const size_t slash = cgroup.find('/');
-    if (slash == cgroup.npos) continue;
-    const JobKey key{cgroup.substr(0, slash), std::stoull(cgroup.substr(slash + 1))};
-    if (std::count(front().held().begin(), front().held().end(), key) == 0) front().AwaitOutcome(key);
-  }
+  const std::vector<JobKey> starting = front().starting();
+  for (const JobKey& key : starting) front().AwaitOutcome(key);
   Reconnect();
   ASSERT_TRUE(front().IsOpen()) << "the broker takes no front end";
   for (const JobKey& key : front().held()) {

@@ -73,12 +73,14 @@ Welcome FrontEnd::Greet() {
   Send(Hello{});
   const auto welcome = Await<Welcome>();
   held_.clear();
+  starting_.clear();
   descriptors_.clear();
   const auto is_job = [](const Reply& reply) { return std::holds_alternative<Job>(reply); };
   for (uint32_t i = 0; i < welcome.job_count; ++i) {
     Received job = Take(is_job, Job{});
-    held_.push_back(std::get<Job>(job.reply).key);
-    descriptors_[held_.back()] = std::move(job.descriptors);
+    const Job& replayed = std::get<Job>(job.reply);
+    (replayed.starting != 0 ? starting_ : held_).push_back(replayed.key);
+    descriptors_[replayed.key] = std::move(job.descriptors);
   }
   return welcome;
 }

@@ -42,6 +42,7 @@ class FrontEnd {
   Welcome Greet();
   // The keys in the replay of the last Greet, and what came with them.
   [[nodiscard]] const std::vector<JobKey>& held() const { return held_; }
+  [[nodiscard]] const std::vector<JobKey>& starting() const { return starting_; }
   std::vector<UniqueFd>& descriptors(const JobKey& key) { return descriptors_[key]; }
 
   // The next reply of that type (for that job); others are kept for later calls. Fails the test and returns an empty
@@ -90,7 +91,7 @@ class FrontEnd {
 
   UniqueFd socket_;
   std::deque<Received> pending_;
-  std::vector<JobKey> held_;
+  std::vector<JobKey> held_, starting_;
   std::map<JobKey, std::vector<UniqueFd>> descriptors_;
 };
 

@@ -138,12 +138,10 @@ TEST_F(Given, AJobThatStartsLateGivesItsStdinToWhoIsThereThen) {
   front().Send(Cat());
   Sync();
   Reconnect();
-  EXPECT_EQ(front().held(), std::vector<JobKey>{Canary()});
+  EXPECT_EQ(front().starting(), std::vector<JobKey>{Alice(2)});
   std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '0';
-  std::vector<UniqueFd> descriptors;
-  const auto started = front().Await<Started>(Alice(2), &descriptors);
-  EXPECT_EQ(started.has_stdin, 1);
-  descriptors.at(kStdin).Reset();
+  EXPECT_EQ(front().Await<Started>(Alice(2)).has_stdin, 0);  // it came with the replay, once and for all
+  front().descriptors(Alice(2)).at(kStdin).Reset();
   EXPECT_EQ(Finish(Alice(2)).value, 0);
 }
 
@@ -224,18 +222,55 @@ TEST_F(Given, TheTimesAreThoseOfTheClockAndInOrder) {
   EXPECT_EQ(front().Await<Exited>(Alice(2)).ended_us, exited.ended_us);
 }
 
-// Until exec it may turn out never to have been. What comes of it is told to whoever is there then.
-TEST_F(Given, AJobThatIsStillStartingIsNotReplayed) {
+// Until exec it may turn out never to have been. What comes of it is told to whoever is there then, who knows of it.
+TEST_F(Given, AJobThatIsStillStartingIsReplayedAsSuch) {
   std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '1';
   front().Send(StartOf(Alice(2), {"true"}));
   front().Send(StartOf(Alice(3), {"no-such-program"}));
   Sync();
   Reconnect();
   EXPECT_EQ(front().held(), std::vector<JobKey>{Canary()});
+  EXPECT_EQ(front().starting(), (std::vector<JobKey>{Alice(2), Alice(3)}));
   std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '0';
   (void)front().Await<Started>(Alice(2));
   EXPECT_EQ(Finish(Alice(2)).value, 0);
   EXPECT_EQ(front().Await<Failed>(Alice(3)).stage, Stage::kExec);
+  Reconnect();
+  EXPECT_TRUE(front().starting().empty());
+}
+
+// So that a front end can keep its user's newest job, whose id the next front end goes on from.
+class FewJobs : public BoundaryTest {
+ protected:
+  void SetUp() override {
+    std::string users;
+    for (const auto& [name, uid] : {std::pair{"alice", kAliceUid}, {"bob", kBobUid}, {"carl", kCarlUid}}) {
+      const std::string id = std::to_string(uid);
+      users += std::string(name) + " uid=" + id + " gid=" + id + " dir=" + broker_.work(name).string() + " jobs=2\n";
+    }
+    broker_.WriteUsers(users);
+    BoundaryTest::SetUp();
+  }
+};
+
+TEST_F(FewJobs, OneThatHasEndedDoesNotCount) {
+  const auto refused = [this](uint64_t id) {
+    front().Send(StartOf(Alice(id), {"sleep", "1000"}));
+    const Failed failed = front().Await<Failed>(Alice(id));
+    EXPECT_EQ(failed.stage, Stage::kJobs);
+  };
+  Begin(StartOf(Alice(1), {"true"}));
+  (void)front().Await<Exited>(Alice(1));
+  Begin(StartOf(Alice(2), {"sleep", "1000"}));
+  Begin(StartOf(Alice(3), {"sleep", "1000"}));
+  refused(4);
+  front().Send(Forget{Alice(1)});
+  refused(5);
+  front().Send(Kill{Alice(2)});
+  (void)front().Await<Exited>(Alice(2));
+  Begin(StartOf(Alice(6), {"true"}));
+  (void)front().Await<Exited>(Alice(6));
+  refused(7);  // two that have ended, and one that lives
 }
 
 TEST_F(Given, APongComesAfterAllThatWasAskedBefore) {

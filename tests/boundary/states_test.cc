@@ -107,9 +107,9 @@ class States : public BoundaryTest, public testing::WithParamInterface<Cell> {
   // The job is what it was, or is not there, as before.
   void ExpectUntouched(State state) {
     Reconnect();
-    // One that is still starting is not replayed.
     const bool there = state != State::kNewPeer && state != State::kAbsent && state != State::kStarting;
     EXPECT_EQ(front().held().size(), there ? 2U : 1U);
+    EXPECT_EQ(front().starting().size(), state == State::kStarting ? 1U : 0U);
     if (state == State::kRunning || state == State::kStarting) {
       EXPECT_EQ(ProcessesIn(Leaf(Key())).size(), 1U);
     }

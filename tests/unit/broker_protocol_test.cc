@@ -58,10 +58,10 @@ TEST(BrokerProtocol, EveryMessageComesBackByteForByte) {
 }
 
 // The form on the wire. When one of these changes, so must kProtocolVersion.
-TEST(BrokerProtocol, TheBytesOfVersionTwo) {
-  EXPECT_EQ(kProtocolVersion, 2U);
+TEST(BrokerProtocol, TheBytesOfVersionThree) {
+  EXPECT_EQ(kProtocolVersion, 3U);
   const std::string key("\5\0\0\0alice\7\0\0\0\0\0\0\0", 17);
-  EXPECT_EQ(Encode(Hello{}), std::string("\0\2\0\0\0", 5));
+  EXPECT_EQ(Encode(Hello{}), std::string("\0\3\0\0\0", 5));
   EXPECT_EQ(Encode(Ping{}), "\1");
   EXPECT_EQ(Encode(Pong{}), "\x41");
   EXPECT_EQ(Encode(Signal{kKey, 15}), "\3" + key + "\17");
@@ -75,9 +75,9 @@ TEST(BrokerProtocol, TheBytesOfVersionTwo) {
   const std::string words("\2\0\0\0\2\0\0\0ls\2\0\0\0-l\2\0\0\0\3\0\0\0A=1\2\0\0\0B=", 33);
   const std::string directory_and_note("\5\0\0\0/home\3\0\0\0n\0t", 16);
   EXPECT_EQ(Encode(ValidStart()), "\2" + key + one_to_seven + "\1" + words + directory_and_note);
-  const std::string job = key + one_to_seven + std::string("\2\1\11\0\0\0\0\0\0\0", 10);
-  EXPECT_EQ(Encode(Job{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9}), "\x42" + job);
-  EXPECT_EQ(Encode(Started{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9}), "\x43" + job);
+  const std::string job = key + one_to_seven + std::string("\2\1\11\0\0\0\0\0\0\0\1", 11);
+  EXPECT_EQ(Encode(Job{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9, 1}), "\x42" + job);
+  EXPECT_EQ(Encode(Started{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9, 1}), "\x43" + job);
   EXPECT_EQ(Encode(Failed{kKey, RequestType::kKill, Stage::kKill, 3}), "\x44" + key + std::string("\4\10\3\0\0\0", 6));
   EXPECT_EQ(Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {}}),
             "\x45" + key + std::string("\1\11\1\2\2\0\0\0\3\0\0\0\4\0\0\0\0\0\0\0", 20) + std::string(48, '\0'));
@@ -216,6 +216,7 @@ TEST(BrokerProtocol, AYesOrNoIsOneOrZero) {
     EXPECT_EQ(Accepts(Encode(Start{kKey, {}, {"x"}, {}, "", "", value})), i <= 1) << i;
     EXPECT_EQ(AcceptsReply(Encode(Job{kKey, {}, 0, value})), i <= 1) << i;
     EXPECT_EQ(AcceptsReply(Encode(Started{kKey, {}, 0, value})), i <= 1) << i;
+    EXPECT_EQ(AcceptsReply(Encode(Job{kKey, {}, 0, 0, 1, value})), i <= 1) << i;
   }
 }
 
