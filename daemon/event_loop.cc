@@ -72,7 +72,7 @@ void EventLoop::Post(Work work) {
     posted_.push_back(std::move(work));
     if (posted_.size() > 1) return;  // the wake-up for the first is still unread
   }
-  (void)eventfd_write(wakeup_.Get(), 1);
+  while (eventfd_write(wakeup_.Get(), 1) != 0 && errno == EINTR) continue;
 }
 
 void EventLoop::Stop() {

@@ -183,6 +183,7 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
     // Nobody could read what it writes: it never was. The broker tells its end, and then it is forgotten.
     ForgetRequestKey(started.key.user, note);
     retention_.Remove(started.key.user, *entry.view->journal);
+    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
     entry.phase = Phase::kUnusable;
     entry.view = nullptr;
     broker_->KillJob(started.key);
@@ -251,16 +252,28 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   retention_.Add(job.key.user, *view.journal);
   if (!opened) return false;
   for (size_t i = 0; i < entry.pipes.size(); ++i) entry.pipes[i] = std::move(descriptors[i]);
-  WatchPipes(job.key, entry);
-  return entry.pipes[0].IsOpen() && entry.pipes[1].IsOpen();
+  return WatchPipes(job.key, entry);
 }
 
-void JobTable::WatchPipes(const JobKey& key, Entry& entry) {
+// False when the kernel has no room for it now. What is not watched is not lost: it is in the pipe, and is tried again.
+bool JobTable::WatchPipes(const JobKey& key, Entry& entry) {
   entry.waits = false;
+  bool all = true;
   for (size_t i = 0; i < entry.pipes.size(); ++i) {
     const int pipe = entry.pipes[i].Get();
-    if (pipe >= 0 && !loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); })) entry.pipes[i].Reset();
+    loop_.Unwatch(pipe);
+    if (pipe >= 0) all = loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); }) && all;
   }
+  if (!all) WatchLater(key);
+  return all;
+}
+
+void JobTable::WatchLater(const JobKey& key) {
+  loop_.At(EventLoop::Clock::now() + kTryAgain, [this, key] {
+    const auto found = jobs_.find(key);
+    if (found == jobs_.end() || found->second.phase != Phase::kRunning || found->second.waits) return;
+    WatchPipes(key, found->second);
+  });
 }
 
 void JobTable::ReadPipe(const JobKey& key, size_t index) {
@@ -272,12 +285,7 @@ void JobTable::ReadPipe(const JobKey& key, size_t index) {
   // Short of memory, or so. The bytes are still in the pipe.
   Log("output waits", {{"user", key.user}, {"job", std::to_string(key.id)}, {"reason", strerror(errno)}});
   loop_.Unwatch(entry.pipes[index].Get());
-  loop_.At(EventLoop::Clock::now() + kTryAgain, [this, key] {
-    const auto found = jobs_.find(key);
-    if (found == jobs_.end() || found->second.phase != Phase::kRunning || found->second.waits) return;
-    for (const UniqueFd& pipe : found->second.pipes) loop_.Unwatch(pipe.Get());
-    WatchPipes(key, found->second);
-  });
+  WatchLater(key);
 }
 
 void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
@@ -314,7 +322,10 @@ void JobTable::ResumeJobs(const std::string& user) {
   if (!std::exchange(any_waits, false)) return;
   ForJobsOf(user, [&](const JobKey& key, Entry& entry) {
     if (!entry.waits || entry.phase != Phase::kRunning) return;
-    if (retention_.Check(user, *entry.view->journal) == Retention::Verdict::kGoOn) return WatchPipes(key, entry);
+    if (retention_.Check(user, *entry.view->journal) == Retention::Verdict::kGoOn) {
+      WatchPipes(key, entry);
+      return;
+    }
     any_waits = true;
   });
   if (any_waits) return;
@@ -336,21 +347,22 @@ void JobTable::ClosePipe(Entry& entry, size_t index) {
 }
 
 // The job's cgroup is empty, so what is in the pipes now is all of its output. A process elsewhere may have been handed
-// a write end: what it writes from now on is not waited for, or this would never end.
-void JobTable::Drain(const JobKey& key, Entry& entry) {
+// a write end: what it writes from now on is not waited for, or this would never end. False when the kernel could not
+// move it now; then it is still there.
+bool JobTable::Drain(Entry& entry) {
   for (size_t i = 0; i < entry.pipes.size(); ++i) {
     int left = 0;
-    if (entry.pipes[i].IsOpen() && ioctl(entry.pipes[i].Get(), FIONREAD, &left) != 0) left = 0;
+    if (entry.pipes[i].IsOpen() && ioctl(entry.pipes[i].Get(), FIONREAD, &left) != 0) return false;
     while (left > 0) {
       const ssize_t size = entry.view->journal->Take(kStreams[i], entry.pipes[i].Get(), static_cast<size_t>(left));
       if (size < 0 && errno == EINTR) continue;
-      if (size < 0)
-        Log("output lost", {{"user", key.user}, {"job", std::to_string(key.id)}, {"reason", strerror(errno)}});
-      if (size <= 0) break;
+      if (size < 0) return false;
+      if (size == 0) break;
       left -= static_cast<int>(size);
     }
     ClosePipe(entry, i);
   }
+  return true;
 }
 
 void JobTable::OnFailed(const Failed& failed) {
@@ -388,7 +400,15 @@ void JobTable::OnExited(const Exited& exited) {
 
 void JobTable::End(Entry& entry, const Exited& exited) {
   Journal& journal = *entry.view->journal;
-  Drain(exited.key, entry);
+  if (!Drain(entry)) {
+    Log("output waits",
+        {{"user", exited.key.user}, {"job", std::to_string(exited.key.id)}, {"reason", strerror(errno)}});
+    loop_.At(EventLoop::Clock::now() + kTryAgain, [this, exited] {
+      const auto found = jobs_.find(exited.key);
+      if (found != jobs_.end() && found->second.phase == Phase::kRunning) End(found->second, exited);
+    });
+    return;
+  }
   // A broker that was restarted may know less than was known before.
   const std::optional<Exited> known = journal.end();
   entry.view->result = {known ? *known : exited, entry.stop};

@@ -39,10 +39,10 @@ struct JobView {
 };
 
 struct JobTableLimits {
-  std::chrono::milliseconds stop_grace{5000};     // from SIGTERM to cgroup.kill, when the stop does not say
-  size_t ended_per_user = 1000;                   // older ones are forgotten
-  std::chrono::seconds ended_age{7 * 24 * 3600};  // and those that ended so long ago; 0: never
-  size_t broker_backlog = 1024;                   // requests that wait for the broker; a start beyond them fails
+  std::chrono::milliseconds stop_grace{5000};                 // from SIGTERM to cgroup.kill, when the stop does not say
+  size_t ended_per_user = 1000;                               // older ones are forgotten
+  std::chrono::milliseconds ended_age{7LL * 24 * 3'600'000};  // and those that ended so long ago; 0: never
+  size_t broker_backlog = 1024;  // requests that wait for the broker; a start beyond them fails
   OutputLimits output;
 };
 
@@ -130,9 +130,10 @@ class JobTable : public BrokerEvents {
   void Adopt(const Message& job, JobDescriptors descriptors);
   template <class Message>
   bool MakeView(const Message& job, JobDescriptors descriptors, Entry& entry);
-  void WatchPipes(const JobKey& key, Entry& entry);
+  bool WatchPipes(const JobKey& key, Entry& entry);
+  void WatchLater(const JobKey& key);
   void ReadPipe(const JobKey& key, size_t index);
-  void Drain(const JobKey& key, Entry& entry);
+  bool Drain(Entry& entry);
   void ClosePipe(Entry& entry, size_t index);
   void CheckOutput(const JobKey& key, Entry& entry);
   void HeedProgress(const std::string& user);
