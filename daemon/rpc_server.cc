@@ -20,8 +20,7 @@
 
 namespace jobworker {
 
-Call::Call(RpcServer& server, grpc::ServerCompletionQueue& queue, grpc::AsyncGenericService& service)
-    : server_(server), queue_(queue), service_(service), stream_(&context_) {
+Call::Call(RpcServer& server, grpc::ServerCompletionQueue& queue) : server_(server), queue_(queue), stream_(&context_) {
   for (size_t i = 0; i < kEvents; ++i) tags_[i] = {this, static_cast<Event>(i)};
 }
 
@@ -143,7 +142,7 @@ void RpcServer::Accept(grpc::ServerCompletionQueue& queue) {
   const std::lock_guard lock(mutex_);
   if (ending_) return;
   ++calls_;
-  const auto call = std::make_shared<Call>(*this, queue, service_);
+  const auto call = std::make_shared<Call>(*this, queue);
   const std::lock_guard call_lock(call->mutex_);
   call->context_.AsyncNotifyWhenDone(call->Expect(Call::kDone));
   service_.RequestCall(&call->context_, &call->stream_, &queue, &queue, call->Expect(Call::kAccepted));

@@ -34,7 +34,7 @@ class CallHandler {
 // One call, from its first byte to its last. Any thread may use it.
 class Call : public std::enable_shared_from_this<Call> {
  public:
-  Call(RpcServer& server, grpc::ServerCompletionQueue& queue, grpc::AsyncGenericService& service);
+  Call(RpcServer& server, grpc::ServerCompletionQueue& queue);
   Call(const Call&) = delete;
 
   [[nodiscard]] const grpc::GenericServerContext& context() const { return context_; }
@@ -65,7 +65,6 @@ class Call : public std::enable_shared_from_this<Call> {
 
   RpcServer& server_;
   grpc::ServerCompletionQueue& queue_;
-  grpc::AsyncGenericService& service_;
   grpc::GenericServerContext context_;
   grpc::GenericServerAsyncReaderWriter stream_;
   std::array<Tag, kEvents> tags_;
