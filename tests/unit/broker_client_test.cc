@@ -194,6 +194,27 @@ TEST_F(BrokerClientTest, LostDescriptorsCostTheOneJob) {
   EXPECT_FALSE(events_.last[1].IsOpen());
 }
 
+TEST_F(BrokerClientTest, APongIsTakenOnce) {
+  Greet();
+  EXPECT_FALSE(client_.TakePong());
+  client_.PingBroker();
+  broker_.Next<Ping>();
+  broker_.Send(Pong{});
+  EXPECT_EQ(LogAfterOneEvent(), "");
+  EXPECT_TRUE(client_.TakePong());
+  EXPECT_FALSE(client_.TakePong());
+}
+
+TEST_F(BrokerClientTest, DroppingItIsToldAsALossIs) {
+  Greet();
+  EXPECT_TRUE(client_.connected());
+  client_.Drop("why");
+  EXPECT_EQ(events_.log, "gone ");
+  EXPECT_FALSE(client_.connected());
+  client_.KillJob(kKey);
+  EXPECT_EQ(client_.backlog(), 0U);
+}
+
 TEST_F(BrokerClientTest, TellsThatTheBrokerIsGoneOnceAndSendsNothingMore) {
   Greet();
   broker_.Hang();
