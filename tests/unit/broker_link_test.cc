@@ -164,7 +164,7 @@ TEST_F(BrokerLinkTest, ABrokerThatDoesNotAnswerIsDropped) {
   FakeBroker broker;
   broker.Send(Welcome{});
   ASSERT_TRUE(link_.Use(broker.TakeClientEnd()));
-  link_.Watch(1us);
+  link_.Watch(1ms);
   RunUntil([this] { return !lost_.empty(); });
   EXPECT_EQ(lost_, "it does not answer");
   const int before = well_;
@@ -176,7 +176,7 @@ TEST_F(BrokerLinkTest, DeployedABrokerThatDoesNotAnswerIsMetAgain) {
   link_.Meet(path_);
   FakeBroker deaf, broker;
   Welcomes(door, deaf);
-  link_.Watch(1us);
+  link_.Watch(1ms);
   RunUntil([this] { return !jobs_.has_broker(); });
   RunUntil([&] { return door.Visited(); });
   EXPECT_EQ(lost_, "");

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "common/unique_fd.h"
+#include "daemon/rpc_server.h"
 #include "jobworker.grpc.pb.h"
 #include "tests/unit/certificates.h"
 
@@ -20,24 +21,7 @@ using testing::KeyedCertificate;
 using testing::kServerExtensions;
 using testing::kUserExtensions;
 
-// Answers with the name of the user that was let in.
-class EchoUser : public Worker::CallbackService {
- public:
-  explicit EchoUser(Gate& gate) : gate_(gate) {}
-  grpc::ServerUnaryReactor* JobStop(grpc::CallbackServerContext* context, const WorkerPIDRequest*,
-                                    WorkerResponse* response) override {
-    auto* reactor = context->DefaultReactor();
-    const auto user = gate_.Admit(*context, FindMethod(Method::kJobStop));
-    if (user) response->set_log(*user);
-    reactor->Finish(user ? grpc::Status::OK : user.error());
-    return reactor;
-  }
-
- private:
-  Gate& gate_;
-};
-
-struct Answer {
+struct Answered {
   grpc::Status status;
   std::string user;
 };
@@ -50,11 +34,19 @@ class GateTest : public ::testing::Test {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", ServerCredentials({authority_.Pem(), worker_.Pem(), worker_.KeyPem()}),
                              &port_);
-    builder.RegisterService(&service_);
-    server_ = builder.BuildAndStart();
+    rpc_ = std::make_unique<RpcServer>(builder, 1, [this](const auto& call) { Answer(*call); });
+    rpc_->Start(builder.BuildAndStart());
     ASSERT_NE(port_, 0);
   }
-  void TearDown() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  // Answers with the name of the user that was let in.
+  void Answer(Call& call) {
+    const auto user = gate_.Admit(call.context(), FindMethod(Method::kJobStop));
+    if (!user) return call.Finish(user.error());
+    WorkerResponse response;
+    response.set_log(*user);
+    call.WriteAndFinish(ToBuffer(response));
+  }
 
   std::shared_ptr<grpc::Channel> Connect(const std::string& key, const std::string& certificate) const {
     grpc::ChannelArguments own_connection;
@@ -63,33 +55,32 @@ class GateTest : public ::testing::Test {
     return grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port_), credentials, own_connection);
   }
 
-  static Answer Call(const std::shared_ptr<grpc::Channel>& channel,
-                     const std::vector<std::pair<std::string, std::string>>& metadata = {}) {
+  static Answered Ask(const std::shared_ptr<grpc::Channel>& channel,
+                      const std::vector<std::pair<std::string, std::string>>& metadata = {}) {
     grpc::ClientContext context;
     for (const auto& [key, value] : metadata) context.AddMetadata(key, value);
     WorkerResponse response;
-    Answer answer;
+    Answered answer;
     answer.status = Worker::NewStub(channel)->JobStop(&context, WorkerPIDRequest(), &response);
     answer.user = response.log();
     return answer;
   }
-  Answer CallAs(const KeyedCertificate& client, const std::vector<std::pair<std::string, std::string>>& metadata = {},
-                const std::string& chain = "") const {
-    return Call(Connect(client.KeyPem(), client.Pem() + chain), metadata);
+  Answered CallAs(const KeyedCertificate& client, const std::vector<std::pair<std::string, std::string>>& metadata = {},
+                  const std::string& chain = "") const {
+    return Ask(Connect(client.KeyPem(), client.Pem() + chain), metadata);
   }
   KeyedCertificate User(const std::string& name) const { return Issue({{name}}, authority_); }
 
   const KeyedCertificate authority_ = Authority("JobWorker CA");
   const KeyedCertificate worker_ = Issue({{"worker"}, kServerExtensions}, authority_);
   Gate gate_{*TrustAnchors::Parse(authority_.Pem()), Policy::BuiltIn()};
-  EchoUser service_{gate_};
   int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<RpcServer> rpc_;
 };
 
 TEST_F(GateTest, LetsInByCommonName) {
   for (const char* name : {"alice", "bob"}) {
-    const Answer answer = CallAs(User(name));
+    const Answered answer = CallAs(User(name));
     EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
     EXPECT_EQ(answer.user, name);
   }
@@ -97,7 +88,7 @@ TEST_F(GateTest, LetsInByCommonName) {
 
 TEST_F(GateTest, RefusesWithoutTheRight) {
   for (const char* name : {"carl", "dora"}) {
-    const Answer answer = CallAs(User(name));
+    const Answered answer = CallAs(User(name));
     EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
     EXPECT_NE(answer.status.error_message().find("allow_stop"), std::string::npos) << answer.status.error_message();
   }
@@ -118,7 +109,7 @@ TEST_F(GateTest, RefusesMetadataThatClaimsARight) {
   uint64_t forged = 0;
   for (const char* user : {"alice", "carl"}) {
     for (const char* key : {"allow_start", "allow_stop", "allow_", "allow_x-bin"}) {
-      const Answer answer = CallAs(User(user), {{key, "true"}});
+      const Answered answer = CallAs(User(user), {{key, "true"}});
       EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::PERMISSION_DENIED) << key;
       EXPECT_NE(answer.status.error_message().find("from the certificate alone"), std::string::npos);
       EXPECT_EQ(gate_.forged(), ++forged);
@@ -143,12 +134,12 @@ TEST_F(GateTest, RefusesWhatTlsLetsThrough) {
       minting,
   };
   for (const KeyedCertificate& client : clients) {
-    const Answer answer = CallAs(client);
+    const Answered answer = CallAs(client);
     EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << answer.status.error_message();
     EXPECT_EQ(answer.user, "");
   }
   EXPECT_FALSE(CallAs(authority_).status.ok());
-  const Answer minted = CallAs(Issue({{"bob"}}, minting), {}, minting.Pem());
+  const Answered minted = CallAs(Issue({{"bob"}}, minting), {}, minting.Pem());
   EXPECT_EQ(minted.status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << minted.status.error_message();
 }
 
@@ -164,7 +155,7 @@ TEST_F(GateTest, NoConnectionWithoutAGoodCertificate) {
   for (const KeyedCertificate& client : clients) {
     EXPECT_EQ(CallAs(client).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   }
-  EXPECT_EQ(Call(Connect("", "")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Ask(Connect("", "")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
 // OpenSSL's own client, since gRPC's would not offer what is to be refused.

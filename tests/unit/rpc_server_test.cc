@@ -365,7 +365,7 @@ TEST_F(RpcServerTest, ManyClientsAtOnce) {
   constexpr int kThreads = 4, kCalls = 100;
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
-    threads.emplace_back([this, i, stub = Worker::NewStub(Connect())] {
+    threads.emplace_back([i, stub = Worker::NewStub(Connect())] {
       for (int n = 0; n < kCalls; ++n) {
         grpc::ClientContext context;
         WorkerPIDRequest request;
