@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -77,6 +78,20 @@ class DeployedSite(testing.Site):
         """Does not wait until it is ready."""
         self.server = self.run([*self.become(), *self.server_command(self.front_end_flags(*flags))])
         return self.server
+
+    def front_end_pid(self):
+        """Of jobserver itself, when something else was started that runs it."""
+        children = testing.children_of(self.server.pid, 'jobserver')
+        return children[0] if children else self.server.pid
+
+    def kill_front_end(self):
+        os.kill(self.front_end_pid(), signal.SIGKILL)
+        self.server.wait()
+
+    def descriptors(self, pid=None):
+        """What the open descriptors of a process, or of the front end, are, by number."""
+        directory = f'/proc/{pid or self.front_end_pid()}/fd'
+        return {int(name): os.readlink(f'{directory}/{name}') for name in os.listdir(directory)}
 
     def program(self, name):
         """A copy of a program of the build where jobs can execute it."""
@@ -158,6 +173,32 @@ class Job:
         return begin + further, [position + further * (each == stream) for each, position in enumerate(positions)]
 
 
+class Gate:
+    """Holds a job back until it is released, and tells when its process is gone."""
+
+    def __init__(self, site, user):
+        self._release = site.fifo(user)
+        self._held_path = self._release.path + '-held'
+        os.mkfifo(self._held_path)
+        os.chmod(self._held_path, 0o666)
+        self._held = os.open(self._held_path, os.O_RDONLY | os.O_NONBLOCK)
+        self.paths = (self._held_path, self._release.path)
+
+    def release(self):
+        self._release.write_line()
+
+    def wait_for_the_end(self):
+        poll = select.poll()
+        poll.register(self._held, 0)
+        if not poll.poll(testing.HANG * 1000):
+            raise AssertionError('a job that was released did not end')
+
+    def close(self):
+        os.close(self._held)
+        os.unlink(self._held_path)
+        self._release.close()
+
+
 class Follower(threading.Thread):
     """Checks all that it gets, and goes on from where it was whenever the connection is lost.
 
@@ -168,7 +209,8 @@ class Follower(threading.Thread):
     LOST = {grpc.StatusCode.UNAVAILABLE: '', grpc.StatusCode.UNKNOWN: 'Stream removed',
             grpc.StatusCode.CANCELLED: '', grpc.StatusCode.INTERNAL: 'RST_STREAM'}
 
-    def __init__(self, worker, job, start=None, streams=None, offset=0, positions=(0, 0), pause=None):
+    def __init__(self, worker, job, start=None, streams=None, offset=0, positions=(0, 0), pause=None,
+                 allow_gaps=False):
         super().__init__(daemon=True)
         self._worker, self.job, self._start, self.streams, self._pause = worker, job, start, streams, pause
         self.offset = offset
@@ -176,7 +218,7 @@ class Follower(threading.Thread):
         self.whole = offset == 0 and streams is None
         self.losses, self.wrong = 0, None
         self.gaps = 0  # bytes that retention removed before they came here
-        self.allow_gaps = False
+        self.allow_gaps = allow_gaps
         self._run = [0, None, None, 0]  # where the present one begins, its stream, its size
         self._order = hashlib.sha256()
 

@@ -10,11 +10,9 @@ The clock only picks the instant of a kill. Nothing is judged by it.
 """
 
 import argparse
-import contextlib
 import os
 import random
 import re
-import select
 import subprocess
 import sys
 import threading
@@ -23,7 +21,7 @@ import unittest
 
 import jobworker_testing as testing
 from jobworker_testing import grpc
-from numbered_output import DeployedSite, Follower, Job, random_end
+from numbered_output import DeployedSite, Follower, Gate, Job, random_end
 
 MIB = 1024 * 1024
 USERS = ('alice', 'bob')
@@ -39,32 +37,6 @@ per-user = {all}
 total = {all}
 policy = "{policy}"
 """
-
-
-class Gate:
-    """Holds a job back until it is released, and tells when its process is gone."""
-
-    def __init__(self, site, user):
-        self._release = site.fifo(user)
-        self._held_path = self._release.path + '-held'
-        os.mkfifo(self._held_path)
-        os.chmod(self._held_path, 0o666)
-        self._held = os.open(self._held_path, os.O_RDONLY | os.O_NONBLOCK)
-        self.paths = (self._held_path, self._release.path)
-
-    def release(self):
-        self._release.write_line()
-
-    def wait_for_the_end(self):
-        poll = select.poll()
-        poll.register(self._held, 0)
-        if not poll.poll(testing.HANG * 1000):
-            raise AssertionError('a job that was released did not end')
-
-    def close(self):
-        os.close(self._held)
-        os.unlink(self._held_path)
-        self._release.close()
 
 
 class Kills:
@@ -367,11 +339,7 @@ class WaitingJobsTest(TortureTest):
 
     def check_all_anew(self):
         """What is held is the end of what was written."""
-        anew = [Follower(self.worker(job.user), job) for job in self.jobs]
-        for follower in anew:
-            follower.allow_gaps = True
-            follower.start()
-        self.followers += anew
+        anew = [self.follow(job, allow_gaps=True) for job in self.jobs]
         self.finish_followers()
         self.assertGreater(sum(follower.gaps for follower in anew), 0)
 
