@@ -26,7 +26,7 @@ from numbered_output import DeployedSite, Follower, Gate, Job, random_end
 MIB = 1024 * 1024
 USERS = ('alice', 'bob')
 LIVE_AT_MOST = 12
-IN_A_PIPE = 30_000  # at least so much is taken while nobody reads, whatever the sizes of the writes
+IN_A_PIPE = 4000  # fits even where the kernel is down to two pages for a pipe (pipe-user-pages-soft)
 
 OPTIONS = argparse.Namespace(kills=None, minutes=0, seed=None)
 
