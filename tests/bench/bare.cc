@@ -22,7 +22,10 @@ constexpr const char* kUsage =
     "bare spawn PROGRAM COUNT            milliseconds of each posix_spawn and wait\n"
     "bare births PROGRAM COUNT AT_ONCE CGROUP   per second: mkdir, clone3 into it, pipes, exec, wait, rmdir\n"
     "bare kill PROCESSES CGROUP          milliseconds from cgroup.kill to the proof that it is empty\n"
-    "bare crowd PROCESSES                makes them, says so, and stays\n";
+    "bare crowd PROCESSES                makes them, says so, and stays\n"
+    "bare ticks COUNT                    writes the time, every 5 ms\n"
+    "bare delays                         reads what ticks writes: milliseconds from each write to here\n"
+    "bare waits FIFO COMMAND...          executes it once somebody has written to FIFO\n";
 
 void Spawn(char* program, int count) {
   for (int i = 0; i < count; ++i) {
@@ -131,6 +134,28 @@ void Kill(int processes, const std::string& directory) {
   Print(MillisecondsSince(begin));
 }
 
+void Ticks(int count) {
+  constexpr timespec kPause{0, 5'000'000};
+  for (int i = 0; i < count; ++i) {
+    (void)nanosleep(&kPause, nullptr);
+    const Clock::time_point now = Clock::now();
+    Require(write(1, &now, sizeof(now)) == sizeof(now), "write");
+  }
+}
+
+void Delays() {
+  Clock::time_point then;
+  while (read(0, &then, sizeof(then)) == sizeof(then)) Print(MillisecondsSince(then));
+}
+
+void Waits(const char* fifo, char** command) {
+  char byte;
+  const UniqueFd release(open(fifo, O_RDONLY | O_CLOEXEC));
+  Require(read(release.Get(), &byte, 1) == 1, fifo);
+  (void)execvp(command[0], command);
+  Require(false, command[0]);
+}
+
 int Main(int argc, char** argv) {
   const std::string verb = argc > 1 ? argv[1] : "";
   if (verb == "spawn" && argc == 4) {
@@ -143,6 +168,12 @@ int Main(int argc, char** argv) {
     Crowd(atoi(argv[2]) - 1);
     Require(write(1, "+", 1) == 1, "write");
     pause();
+  } else if (verb == "ticks" && argc == 3) {
+    Ticks(atoi(argv[2]));
+  } else if (verb == "delays" && argc == 2) {
+    Delays();
+  } else if (verb == "waits" && argc > 3) {
+    Waits(argv[2], argv + 3);
   } else {
     (void)fputs(kUsage, stderr);
     return 1;

@@ -3,6 +3,8 @@
 #include <jobworker.grpc.pb.h>
 
 #include <atomic>
+#include <cstring>
+#include <deque>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -20,7 +22,10 @@ constexpr const char* kUsage =
     "client TARGET CERTS follow COMMAND                MB per second that one follower gets, and MB that it missed\n"
     "client TARGET CERTS quiet COUNT COMMAND           starts jobs that stay: milliseconds of each start\n"
     "client TARGET CERTS stop COMMAND                  milliseconds of a stop, once the job has said something\n"
-    "client TARGET CERTS idle COMMAND                  follows a job that says nothing until it is stopped\n";
+    "client TARGET CERTS idle COMMAND                  follows a job that says nothing until it is stopped\n"
+    "client TARGET CERTS crowd JOBS FOLLOWERS COMMAND  of each job; says 0 once all follow, and at the end MB per "
+    "second\n"
+    "client TARGET CERTS delay COMMAND                 `bare ticks`: milliseconds from each write to here\n";
 
 using Stub = Worker::Stub;
 
@@ -125,6 +130,74 @@ void Stop(Stub& stub, const std::string& command) {
   Print(MillisecondsSince(begin));
 }
 
+// One of many followers, on a completion queue.
+struct Reader {
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientAsyncReader<WorkerResponse>> stream;
+  WorkerResponse response;
+  grpc::Status status;
+  enum { kCalled, kReading, kFinished } state = kCalled;
+  bool first = true;
+};
+
+// All followers at once, read as fast as this thread can.
+void Crowd(Stub& stub, int jobs, int followers, const std::string& command) {
+  grpc::CompletionQueue queue;
+  std::deque<Reader> readers;
+  for (int i = 0; i < jobs; ++i) {
+    WorkerPIDRequest request;
+    request.set_pid(Leave(stub, command, false));
+    for (int j = 0; j < followers; ++j) {
+      Reader& reader = readers.emplace_back();
+      reader.stream = stub.AsyncJobQuery(&reader.context, request, &queue, &reader);
+    }
+  }
+  size_t left = readers.size(), waiting = readers.size();
+  uint64_t bytes = 0;
+  Clock::time_point begin;
+  void* tag = nullptr;
+  for (bool ok = false; left > 0 && queue.Next(&tag, &ok);) {
+    auto& reader = *static_cast<Reader*>(tag);
+    if (reader.state == Reader::kFinished) {
+      Require(reader.status.ok(), "a follower");
+      --left;
+    } else if (!ok) {
+      reader.state = Reader::kFinished;
+      reader.stream->Finish(&reader.status, &reader);
+    } else {
+      if (reader.state == Reader::kReading) {
+        if (bytes == 0 && !reader.response.log().empty()) begin = Clock::now();
+        bytes += reader.response.log().size();
+        if (std::exchange(reader.first, false) && --waiting == 0) {
+          Print(0);
+          (void)fflush(stdout);
+        }
+      }
+      reader.state = Reader::kReading;
+      reader.stream->Read(&reader.response, &reader);
+    }
+  }
+  Print(static_cast<double>(bytes) / MillisecondsSince(begin) / 1000);
+}
+
+void Delay(Stub& stub, const std::string& command) {
+  grpc::ClientContext context;
+  WorkerStartRequest request;
+  WorkerResponse response;
+  request.set_command(command);
+  const auto stream = stub.JobStart(&context, request);
+  while (stream->Read(&response)) {
+    const auto now = Clock::now();
+    const std::string& log = response.log();
+    for (size_t at = 0; at + sizeof(now) <= log.size(); at += sizeof(now)) {
+      Clock::time_point then;
+      std::memcpy(&then, log.data() + at, sizeof(then));
+      Print(std::chrono::duration<double, std::milli>(now - then).count());
+    }
+  }
+  Require(stream->Finish().ok(), "job");
+}
+
 int Main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   if (words.size() < 4) {
@@ -142,6 +215,8 @@ int Main(int argc, char** argv) {
   if (verb == "quiet") Quiet(*stub, count, command);
   if (verb == "stop") Stop(*stub, command);
   if (verb == "idle") RunJob(*stub, command);
+  if (verb == "crowd") Crowd(*stub, count, atoi(words[4].c_str()), command);
+  if (verb == "delay") Delay(*stub, command);
   return 0;
 }
 
