@@ -53,21 +53,37 @@ tl::unexpected<std::string> FileError(const fs::path& path, const toml::source_r
   return Because(fmt::format("{}:{}: {}", path.native(), where.begin.line, what));
 }
 
-// Puts one key into `config`; the words for what is wrong with it, or nothing.
-std::string TakeKey(ConfigFile& config, std::string_view key, const toml::node& value) {
+// Puts one key into `keys`; the words for what is wrong with it, or nothing.
+std::string TakeKey(ConfigKeys& keys, bool in_profile, std::string_view key, const toml::node& value) {
   if (key == "port") {
     const auto port = value.value_exact<int64_t>();
     if (!port || *port < 1 || *port > UINT16_MAX) return "port must be a number from 1 to 65535";
-    config.port = static_cast<uint16_t>(*port);
+    keys.port = static_cast<uint16_t>(*port);
     return "";
   }
-  std::optional<std::string>* const field = key == "host"      ? &config.host
-                                            : key == "profile" ? &config.profile
-                                            : key == "certs"   ? &config.certs
-                                                               : nullptr;
-  if (field == nullptr) return fmt::format("unknown key {}; the keys are host, port, profile and certs", key);
+  std::optional<std::string>* const field = key == "host"                     ? &keys.host
+                                            : key == "certs"                  ? &keys.certs
+                                            : key == "profile" && !in_profile ? &keys.profile
+                                            : key == "user" && in_profile     ? &keys.user
+                                                                              : nullptr;
+  if (field == nullptr) {
+    return fmt::format("unknown key {}; the keys {}", key,
+                       in_profile ? "of a profile are host, port, certs and user"
+                                  : "are host, port, profile, certs and the tables profiles.NAME");
+  }
   *field = value.value_exact<std::string>();
   return *field ? "" : fmt::format("{} must be a string, in quotes", key);
+}
+
+tl::expected<ConfigKeys, std::string> TakeKeys(const fs::path& path, const toml::table& table, bool in_profile) {
+  ConfigKeys keys;
+  for (const auto& [key, value] : table) {
+    if (!in_profile && key == "profiles" && value.is_table()) continue;
+    const std::string wrong = TakeKey(keys, in_profile, key.str(), value);
+    if (!wrong.empty()) return FileError(path, key.source(), wrong);
+  }
+  if (keys.certs) keys.certs = path.parent_path() / *keys.certs;
+  return keys;
 }
 
 // A variable that is set but empty counts as not set, as XDG has it.
@@ -77,13 +93,52 @@ std::optional<std::string> Variable(const Environment& environment, const char* 
   return value;
 }
 
-using Setting = std::optional<std::string>;
-Setting FirstOf(std::initializer_list<Setting> settings) {
-  for (const Setting& setting : settings) {
-    if (setting) return setting;
+// The first of several places that says anything, best first, with its name.
+struct Place {
+  std::optional<std::string> value;
+  std::string source;
+};
+Place FirstOf(std::initializer_list<Place> places) {
+  for (const Place& place : places) {
+    if (place.value) return place;
   }
-  return std::nullopt;
+  return {};
 }
+
+// What the two files say, in four levels.
+struct Files {
+  // Those of the profile, where there is such a table.
+  void Choose(const std::string& profile) {
+    for (size_t each = 0; each < 2; ++each) {
+      const auto table = files[each].profiles.find(profile);
+      if (table == files[each].profiles.end()) continue;
+      tables[each] = table->second;
+      known = true;
+    }
+    name = fmt::format(", profiles.{}", profile);
+  }
+  [[nodiscard]] Place Find(std::optional<std::string> ConfigKeys::*key) const {
+    return FirstOf({{tables[0].*key, paths[0] + name},
+                    {files[0].keys.*key, paths[0]},
+                    {tables[1].*key, paths[1] + name},
+                    {files[1].keys.*key, paths[1]}});
+  }
+  [[nodiscard]] Place Port() const {
+    const auto text = [](const ConfigKeys& keys) {
+      return keys.port ? std::optional(std::to_string(*keys.port)) : std::nullopt;
+    };
+    return FirstOf({{text(tables[0]), paths[0] + name},
+                    {text(files[0].keys), paths[0]},
+                    {text(tables[1]), paths[1] + name},
+                    {text(files[1].keys), paths[1]},
+                    {std::to_string(kDefaultPort), "built in"}});
+  }
+  std::string paths[2];
+  ConfigFile files[2];  // the user's, the machine's
+  ConfigKeys tables[2];
+  std::string name;
+  bool known = false;
+};
 
 std::string FlagsToRepeat(const Options& options) {
   std::string flags;
@@ -118,49 +173,73 @@ tl::expected<ConfigFile, std::string> ReadConfigFile(const fs::path& path) {
   }
   const toml::parse_result parsed = toml::parse_file(path.native());
   if (!parsed) return FileError(path, parsed.error().source(), parsed.error().description());
-  ConfigFile config;
-  for (const auto& [key, value] : parsed.table()) {
-    const std::string wrong = TakeKey(config, key.str(), value);
-    if (!wrong.empty()) return FileError(path, key.source(), wrong);
+  ConfigFile file;
+  auto keys = TakeKeys(path, parsed.table(), false);
+  if (!keys) return Because(keys.error());
+  file.keys = std::move(*keys);
+  const toml::table* const profiles = parsed.table()["profiles"].as_table();
+  if (profiles == nullptr) return file;
+  for (const auto& [name, table] : *profiles) {
+    if (!table.is_table())
+      return FileError(path, name.source(), fmt::format("profiles.{} must be a table", name.str()));
+    auto own = TakeKeys(path, *table.as_table(), true);
+    if (!own) return Because(own.error());
+    file.profiles[std::string(name.str())] = std::move(*own);
   }
-  if (config.certs) config.certs = path.parent_path() / *config.certs;
-  return config;
+  return file;
 }
 
 fs::path UserConfigDirectory(const Environment& environment) {
-  const Setting config = Variable(environment, "XDG_CONFIG_HOME");
+  const auto config = Variable(environment, "XDG_CONFIG_HOME");
   // The XDG rules: a relative path there is to be ignored.
   if (config && fs::path(*config).is_absolute()) return fs::path(*config) / "jobworker";
-  const Setting home = Variable(environment, "HOME");
+  const auto home = Variable(environment, "HOME");
   return home ? fs::path(*home) / ".config" / "jobworker" : fs::path();
 }
 
 tl::expected<Settings, std::string> FindSettings(const Options& options, const Environment& environment,
                                                  const fs::path& machine_file) {
   const fs::path directory = UserConfigDirectory(environment);
-  const auto user = directory.empty() ? ConfigFile{} : ReadConfigFile(directory / "config.toml");
+  const fs::path user_file = directory.empty() ? fs::path() : directory / "config.toml";
+  auto user = user_file.empty() ? ConfigFile{} : ReadConfigFile(user_file);
   if (!user) return Because(user.error());
-  const auto machine = ReadConfigFile(machine_file);
+  auto machine = ReadConfigFile(machine_file);
   if (!machine) return Because(machine.error());
-  const ConfigFile& mine = user.value();
-  const ConfigFile& ours = machine.value();
+  Files files{{user_file.native(), machine_file.native()}, {std::move(*user), std::move(*machine)}, {}, "", false};
 
-  const Setting host = FirstOf({options.host, Variable(environment, "JOBWORKER_HOST"), mine.host, ours.host});
-  const uint16_t port = mine.port.value_or(ours.port.value_or(kDefaultPort));
-  const auto server = ParseServer(host.value_or("localhost"), port);
+  const auto best = [&](const std::optional<std::string>& flag, const char* flag_name, const char* variable,
+                        std::optional<std::string> ConfigKeys::*key, const char* built_in) {
+    const Place file = files.Find(key);
+    return FirstOf({{flag, flag_name},
+                    {Variable(environment, variable), variable},
+                    file,
+                    {built_in != nullptr ? std::optional<std::string>(built_in) : std::nullopt, "built in"}});
+  };
+  const Place profile = best(options.profile, "-u", "JOBWORKER_PROFILE", &ConfigKeys::profile, "alice");
+  files.Choose(*profile.value);
+  const Place named = files.Find(&ConfigKeys::user);
+  const Place name = FirstOf({named, {profile.value, "the profile's name"}});
+  const Place host = best(options.host, "-h", "JOBWORKER_HOST", &ConfigKeys::host, "localhost");
+  const Place port = files.Port();
+  const Place certs = best(options.certs, "--certs", "JOBWORKER_CERTS", &ConfigKeys::certs, nullptr);
+
+  const auto server = ParseServer(*host.value, *ParsePort(*port.value));
   if (!server) return Because(server.error());
-  const Setting profile =
-      FirstOf({options.profile, Variable(environment, "JOBWORKER_PROFILE"), mine.profile, ours.profile});
-  Settings settings{server.value(), profile.value_or("alice"), std::nullopt, FlagsToRepeat(options)};
-  // The profile becomes part of a file's name.
-  if (!IsUserName(settings.profile)) {
+  // It becomes part of a file's name.
+  if (!IsUserName(*name.value)) {
     return Because(
-        fmt::format("'{}' cannot be a profile: one is 1 to 32 characters of a-z, 0-9, _ and -, the first "
-                    "a letter or _",
-                    settings.profile));
+        fmt::format("'{}' cannot be a profile: one is 1 to 32 characters of a-z, 0-9, _ and -, the first a letter or "
+                    "_, or the name of a table [profiles.NAME] in {}",
+                    *name.value, user_file.native()));
   }
-  const Setting certs = FirstOf({options.certs, Variable(environment, "JOBWORKER_CERTS"), mine.certs, ours.certs});
-  if (certs) settings.certs = *certs;
+  Settings settings{*server, *profile.value, *name.value, std::nullopt, FlagsToRepeat(options), {}};
+  if (certs.value) settings.certs = *certs.value;
+  const bool own_port = server->port != *ParsePort(*port.value) || host.value->ends_with(":" + *port.value);
+  settings.origins = {{"profile", *profile.value, profile.source},
+                      {"user", *name.value, name.source},
+                      {"host", server->host, host.source},
+                      {"port", std::to_string(server->port), own_port ? host.source : port.source},
+                      {"certs", certs.value.value_or(""), certs.value ? certs.source : "the usual places"}};
   return settings;
 }
 

@@ -77,7 +77,7 @@ std::string ExplainFailure(const grpc::Status& status, const Server& server, con
       return fmt::format("{} does not accept the certificate {}: {}", server.Name(), identity.CertificateFile(),
                          Words(status, "it says nothing more"));
     case grpc::StatusCode::PERMISSION_DENIED:
-      return fmt::format("not allowed: {}", Words(status, identity.profile + " has no right to this"));
+      return fmt::format("not allowed: {}", Words(status, identity.user + " has no right to this"));
     case grpc::StatusCode::UNAVAILABLE: {
       const auto diagnosis = DiagnoseConnection(server, identity);
       return diagnosis

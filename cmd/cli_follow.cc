@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "cmd/cli_connection.h"
-#include "cmd/cli_job.h"
+#include "cmd/cli_input.h"
+#include "cmd/cli_interrupt.h"
+#include "cmd/cli_json.h"
 #include "cmd/cli_text.h"
 
 namespace jobworker {
@@ -21,13 +23,16 @@ using Responses = std::unique_ptr<grpc::ClientReader<WorkerResponse>>;
 class Follower {
  public:
   Follower(Session& session, FollowPlan plan)
-      : session_(session), plan_(std::move(plan)), job_(session.GetSettings().profile, STDOUT_FILENO, STDERR_FILENO) {}
+      : session_(session),
+        plan_(std::move(plan)),
+        job_(session.GetSettings().user, STDOUT_FILENO, STDERR_FILENO, plan_.format) {}
   int Run();
 
  private:
   Responses Open();
   int ShowAll(Responses& responses);
   void First(const WorkerResponse& response);
+  void Started();
   [[nodiscard]] bool CanGoOn() const { return !job_.Id().empty() && job_.Position().has_value(); }
   int Over(const grpc::Status& status);
 
@@ -49,11 +54,20 @@ Responses Follower::Open() {
 
 // The first response of a stream, shown already.
 void Follower::First(const WorkerResponse& response) {
-  const std::string& id = job_.Id();
   NoticeDeadPeers(session_.GetSettings().server.port);
-  session_.Answered(fmt::format("; job {} goes on from byte {}", id, response.offset()));
-  session_.Watch().SetInterruptText(fmt::format("left job {} to itself; come back to it: {}; end it: {}", id,
-                                                session_.FollowUp("query", id), session_.FollowUp("stop", id)));
+  session_.Answered(fmt::format("; job {} goes on from byte {}", job_.Id(), response.offset()));
+}
+
+// The id is known now.
+void Follower::Started() {
+  const std::string& id = job_.Id();
+  session_.Watch().SetLeaveText(fmt::format("left job {} to itself; come back to it: {}; end it: {}", id,
+                                            session_.FollowUp("query", id), session_.FollowUp("stop", id)));
+  if (!plan_.start) return;
+  PassInterrupts(session_, id);
+  if (plan_.start->want_stdin()) SendInput(session_, id, STDIN_FILENO);
+  // Only people need to be told: a script that wants the id asks for it with -d, and stderr is the job's.
+  if (isatty(STDERR_FILENO) == 1) Say("job " + id);
 }
 
 // 0, or the errno of a write that failed.
@@ -64,8 +78,7 @@ int Follower::ShowAll(Responses& responses) {
     const int error = job_.Show(response);
     if (error != 0) return error;
     if (first) First(response);
-    // Only people need to be told: a script that wants the id asks for it with -d, and stderr is the job's.
-    if (unknown && plan_.start && isatty(STDERR_FILENO) == 1) Say("job " + job_.Id());
+    if (unknown) Started();
   }
   return 0;
 }
@@ -96,13 +109,14 @@ int Follower::Run() {
       Responses responses = Open();
       const int error = ShowAll(responses);
       if (error != 0) return WriteFailure(error);
+      // Nothing comes after the end, so there is no need to wait for the call's own.
+      if (job_.Complete()) break;
       status = responses->Finish();
     }
-    if (job_.Ended()) break;
     if (!job_.Id().empty() && !CanGoOn()) return Over(status);
     if (!session_.Again(status, CanGoOn())) return Over(status);
   }
-  const std::string end = job_.DescribeEnd();
+  const std::string end = plan_.format == Format::kJson ? "" : job_.DescribeEnd();
   if (!end.empty()) Say(end);
   return job_.ExitStatus();
 }
@@ -116,9 +130,14 @@ int WriteFailure(int error) {
   return kOurFailure;
 }
 
+int Print(std::string_view text) {
+  const int error = WriteFully(STDOUT_FILENO, text);
+  return error == 0 ? 0 : WriteFailure(error);
+}
+
 int Follow(Session& session, FollowPlan plan) { return Follower(session, std::move(plan)).Run(); }
 
-int StartDetached(Session& session, const WorkerStartRequest& start) {
+int StartDetached(Session& session, const WorkerStartRequest& start, bool json) {
   WorkerResponse response;
   const grpc::Status status = session.Ask([&](Worker::Stub& stub, grpc::ClientContext* context) {
     const Responses responses = stub.JobStart(context, start);
@@ -128,8 +147,8 @@ int StartDetached(Session& session, const WorkerStartRequest& start) {
   });
   if (!status.ok()) return session.Fail(status);
   WarnUnenforced(response);
-  const int error = WriteFully(STDOUT_FILENO, response.pid() + "\n");
-  return error == 0 ? 0 : WriteFailure(error);
+  if (!json) return Print(response.pid() + "\n");
+  return Print(response.has_status() ? JobJson(response.status()) : IdJson("job", response.pid()));
 }
 
 }  // namespace jobworker

@@ -1,6 +1,8 @@
 // The certificate and key that say who the user is.
 #pragma once
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,9 +13,9 @@ namespace jobworker {
 
 struct Identity {
   std::filesystem::path directory;
-  std::string profile;
+  std::string user;
   TlsFiles files;
-  [[nodiscard]] std::string CertificateFile() const { return (directory / (profile + ".pem")).native(); }
+  [[nodiscard]] std::string CertificateFile() const { return (directory / (user + ".pem")).native(); }
   [[nodiscard]] std::string AuthorityFile() const { return (directory / "ca.pem").native(); }
 };
 
@@ -22,10 +24,13 @@ struct Identity {
 std::vector<std::filesystem::path> CertificatePlaces(const std::filesystem::path& user_config,
                                                      const std::filesystem::path& program);
 
-// Reads ca.pem, PROFILE.pem and PROFILE-key.pem from settings.certs alone when it is set, otherwise from the first of
-// `places` that has PROFILE.pem. Refuses a key that others can read (unless it is a published one) and a certificate
+// Reads ca.pem, USER.pem and USER-key.pem from settings.certs alone when it is set, otherwise from the first of
+// `places` that has USER.pem. Refuses a key that others can read (unless it is a published one) and a certificate
 // whose time has passed or not come. error() says what to do about it.
 tl::expected<Identity, std::string> LoadIdentity(const Settings& settings,
                                                  const std::vector<std::filesystem::path>& places);
+
+// How long a certificate, in PEM, is valid yet.
+std::optional<int64_t> SecondsLeft(const std::string& certificate);
 
 }  // namespace jobworker

@@ -3,30 +3,25 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <string_view>
 
+#include "cmd/cli_json.h"
 #include "cmd/cli_text.h"
+#include "cmd/cli_units.h"
 
 namespace jobworker {
 namespace {
 
-std::string WhoseMemory(const JobEnd& end, const std::string& user) {
-  return end.oom_level() == JobEnd::USER ? fmt::format("out of memory (the limit of all {}'s jobs together)", user)
-                                         : "out of memory (the job's own limit)";
-}
-
-std::string HowItEnded(const JobEnd& end, const std::string& user) {
-  const bool out_of_memory = end.oom_level() != JobEnd::NONE;
-  if (end.cause() == JobEnd::SIGNALLED && out_of_memory) return "was killed: " + WhoseMemory(end, user);
-  if (end.cause() == JobEnd::SIGNALLED) {
-    return fmt::format("was terminated by signal {}{}{}", SignalName(end.signal()),
-                       end.core_dumped() ? ", core dumped" : "", end.stopped() ? ", stopped" : "");
+// `log` with `stamp` before each line that begins in it.
+std::string Stamped(std::string_view log, const std::string& stamp, bool& inside_line) {
+  std::string text;
+  while (!log.empty()) {
+    if (!inside_line) text += stamp;
+    const size_t size = std::min(log.find('\n'), log.size() - 1) + 1;
+    text += log.substr(0, size);
+    inside_line = log[size - 1] != '\n';
+    log.remove_prefix(size);
   }
-  if (end.cause() != JobEnd::EXITED) return "has ended, but how is not known";
-  if (end.stopped()) return fmt::format("was stopped and exited with {}", end.exit_code());
-  if (!out_of_memory) return "";
-  return fmt::format("exited with {}; {} of its processes were killed: {}", end.exit_code(), end.oom_kills(),
-                     WhoseMemory(end, user));
+  return text;
 }
 
 }  // namespace
@@ -37,13 +32,32 @@ void WarnUnenforced(const WorkerResponse& response) {
                   fmt::join(response.unenforced(), ", ")));
 }
 
-int JobView::Show(const WorkerResponse& response) {
-  if (id_.empty()) id_ = response.pid();
+int JobView::ShowFirst(const WorkerResponse& response) {
+  id_ = response.pid();
   WarnUnenforced(response);
-  if (response.dropped() > 0) {
-    Say(fmt::format("{} bytes of job {}'s output before this point are gone: it made more than the server keeps",
-                    response.dropped(), id_));
-  }
+  if (format_ != Format::kJson) return 0;
+  return WriteFully(out_, response.has_status() ? JobJson(response.status()) : IdJson("job", id_));
+}
+
+int JobView::ShowGap(const WorkerResponse& response) const {
+  if (response.dropped() == 0) return 0;
+  Say(fmt::format("{} bytes of job {}'s output before this point are gone: it made more than the server keeps",
+                  response.dropped(), id_));
+  return format_ == Format::kJson ? WriteFully(out_, GapJson(id_, response)) : 0;
+}
+
+int JobView::ShowLog(const WorkerResponse& response, std::string_view log) {
+  if (log.empty()) return 0;
+  if (format_ == Format::kJson) return WriteFully(out_, OutputJson(id_, response, log));
+  const int fd = response.stream() == STDERR ? err_ : out_;
+  if (format_ == Format::kPlain) return WriteFully(fd, log);
+  const std::string stamp = response.time_us() == 0 ? "- " : TimeText(response.time_us(), true) + " ";
+  return WriteFully(fd, Stamped(log, stamp, inside_line_[response.stream() == STDERR ? 1 : 0]));
+}
+
+int JobView::Show(const WorkerResponse& response) {
+  int error = id_.empty() ? ShowFirst(response) : 0;
+  if (error == 0) error = ShowGap(response);
   std::string_view log = response.log();
   if (response.has_offset()) {
     if (position_ && response.offset() < *position_) {
@@ -51,23 +65,11 @@ int JobView::Show(const WorkerResponse& response) {
     }
     position_ = std::max(position_.value_or(0), response.offset() + response.log().size());
   }
+  if (error == 0) error = ShowLog(response, log);
+  partial_ = response.partial();
   if (response.has_end()) end_ = response.end();
-  return WriteFully(response.stream() == STDERR ? err_ : out_, log);
-}
-
-int JobView::ExitStatus() const {
-  if (end_->cause() == JobEnd::EXITED) return end_->exit_code();
-  if (end_->cause() == JobEnd::SIGNALLED) return 128 + end_->signal();
-  return kOurFailure;
-}
-
-std::string JobView::DescribeEnd() const {
-  std::string text = HowItEnded(*end_, user_);
-  if (end_->leftovers() > 0) {
-    text += fmt::format("{}left {} running; what was left has been killed", text.empty() ? "" : " and ",
-                        end_->leftovers() == 1 ? "1 process" : fmt::format("{} processes", end_->leftovers()));
-  }
-  return text.empty() ? "" : fmt::format("job {} {}", id_, text);
+  if (error != 0 || format_ != Format::kJson || !Complete()) return error;
+  return WriteFully(out_, end_ ? EndJson(id_, *end_) : IdJson("partial", id_));
 }
 
 }  // namespace jobworker

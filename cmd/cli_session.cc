@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <utility>
 
 #include "cmd/cli_connection.h"
 #include "cmd/cli_text.h"
@@ -22,14 +23,30 @@ constexpr milliseconds kStateTime{200};
 
 }  // namespace
 
-Session::Session(const Settings& settings, const Identity& identity, bool reconnect, std::string interrupt_text)
-    : settings_(settings), identity_(identity), reconnect_(reconnect), watch_(std::move(interrupt_text)) {}
+Session::Session(const Settings& settings, Identity identity, IdentityLoader loader, bool reconnect,
+                 std::string leave_text)
+    : settings_(settings),
+      identity_(std::move(identity)),
+      loader_(std::move(loader)),
+      reconnect_(reconnect),
+      watch_(std::move(leave_text)) {}
+
+std::shared_ptr<grpc::Channel> Session::CurrentChannel() {
+  const std::lock_guard lock(mutex_);
+  return connected_;
+}
+
+void Session::SetChannel(std::shared_ptr<grpc::Channel> channel) {
+  const std::lock_guard lock(mutex_);
+  connected_ = std::move(channel);
+}
 
 grpc::Status Session::Connect() {
   if (channel_ != nullptr) return grpc::Status::OK;
-  const std::string problem = lost_ ? ValidityProblem(identity_.files.certificate) : "";
-  if (!problem.empty()) {
-    return {grpc::StatusCode::UNAUTHENTICATED, "while the connection was away: " + problem};
+  if (lost_) {
+    auto identity = loader_();
+    if (!identity) return {grpc::StatusCode::FAILED_PRECONDITION, identity.error()};
+    identity_ = std::move(*identity);
   }
   channel_ = jobworker::Connect(settings_.server, identity_);
   if (!lost_) watch_.Expect(fmt::format("connecting to {} ...", settings_.server.Name()));
@@ -44,6 +61,7 @@ grpc::Status Session::Connect() {
   reached_ = true;
   backoff_.Connected(Backoff::Clock::now());
   stub_ = Worker::NewStub(channel_);
+  SetChannel(channel_);
   if (!lost_) watch_.Expect(fmt::format("waiting for the answer of {} ...", settings_.server.Name()));
   return grpc::Status::OK;
 }
@@ -73,6 +91,7 @@ bool Session::Again(const grpc::Status& status, bool following) {
                                 : fmt::format("the connection to {} was lost; trying again", settings_.server.Name()));
   }
   lost_ = true;
+  SetChannel(nullptr);
   context_.reset();
   stub_.reset();
   channel_.reset();

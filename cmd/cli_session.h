@@ -4,8 +4,11 @@
 #include <grpcpp/client_context.h>
 #include <jobworker.grpc.pb.h>
 
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <tl/expected.hpp>
 
 #include "cmd/cli_config.h"
 #include "cmd/cli_identity.h"
@@ -14,12 +17,16 @@
 
 namespace jobworker {
 
+using IdentityLoader = std::function<tl::expected<Identity, std::string>()>;
+
 class Session {
  public:
-  // Once in a process, and before any thread of gRPC's. All arguments outlive it.
-  Session(const Settings& settings, const Identity& identity, bool reconnect, std::string interrupt_text);
+  // Once in a process, and before any thread of gRPC's. The identity is loaded again for each new connection, so that a
+  // renewed certificate is used. `settings` outlives it.
+  Session(const Settings& settings, Identity identity, IdentityLoader loader, bool reconnect, std::string leave_text);
 
-  // Connects where there is no connection. UNAVAILABLE when the server cannot be reached, or not within 10 seconds.
+  // Connects where there is no connection. UNAVAILABLE when the server cannot be reached, or not within 10 seconds;
+  // FAILED_PRECONDITION when there is no usable certificate any more.
   grpc::Status Connect();
   Worker::Stub& Stub() { return *stub_; }
   // For one call; the one before is over.
@@ -40,14 +47,21 @@ class Session {
   [[nodiscard]] std::string FollowUp(std::string_view verb, const std::string& id) const;
   [[nodiscard]] const Settings& GetSettings() const { return settings_; }
   [[nodiscard]] std::string Explain(const grpc::Status& status) const;
+  [[nodiscard]] bool Reconnects() const { return reconnect_; }
   CallWatch& Watch() { return watch_; }
+  // For other threads: what is connected now; null while the connection is lost.
+  std::shared_ptr<grpc::Channel> CurrentChannel();
 
  private:
   [[nodiscard]] bool StillConnected() const;
+  void SetChannel(std::shared_ptr<grpc::Channel> channel);
   const Settings& settings_;
-  const Identity& identity_;
+  Identity identity_;
+  const IdentityLoader loader_;
   const bool reconnect_;
   CallWatch watch_;  // before the channel: gRPC's threads must inherit its signal mask
+  std::mutex mutex_;
+  std::shared_ptr<grpc::Channel> connected_;  // what CurrentChannel() gives
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<Worker::Stub> stub_;
   std::unique_ptr<grpc::ClientContext> context_;

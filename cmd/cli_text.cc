@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 
 namespace jobworker {
 
@@ -24,6 +25,13 @@ std::string Escape(std::string_view text) {
 void Say(std::string_view line) {
   // One write, so that lines of several processes on one terminal stay whole. Nobody is left to tell if it fails.
   static_cast<void>(WriteFully(STDERR_FILENO, "jobworker: " + Escape(line) + "\n"));
+}
+
+bool UsesColour(int fd) {
+  const char* const refused = getenv("NO_COLOR");
+  const char* const terminal = getenv("TERM");
+  return isatty(fd) == 1 && (refused == nullptr || *refused == '\0') &&
+         (terminal == nullptr || std::string_view(terminal) != "dumb");
 }
 
 int WriteFully(int fd, std::string_view bytes) {

@@ -12,6 +12,9 @@ std::string Escape(std::string_view text);
 // "jobworker: LINE" to stderr, escaped.
 void Say(std::string_view line);
 
+// Whether colours are wanted there: a terminal that is not "dumb", and no NO_COLOR.
+bool UsesColour(int fd);
+
 // All of `bytes`, however many writes that takes, also when `fd` does not block. 0 or an errno.
 int WriteFully(int fd, std::string_view bytes);
 

@@ -18,12 +18,17 @@ constexpr int kForever = -1;
 
 }  // namespace
 
-CallWatch::CallWatch(std::string interrupt_text) : interrupt_text_(std::move(interrupt_text)) {
-  sigset_t interrupt;
-  sigemptyset(&interrupt);
-  sigaddset(&interrupt, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);
-  interrupts_.Reset(signalfd(-1, &interrupt, SFD_CLOEXEC));
+CallWatch::CallWatch(std::string leave_text) : leave_text_(std::move(leave_text)) {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGINT, SIGHUP, SIGTERM}) {
+    struct sigaction action {};
+    sigaction(number, nullptr, &action);
+    // nohup, and a shell's &, ignore some: that is to stay so.
+    if (action.sa_handler != SIG_IGN) sigaddset(&set, number);
+  }
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signals_.Reset(signalfd(-1, &set, SFD_CLOEXEC));
   wake_.Reset(eventfd(0, EFD_CLOEXEC));
   thread_ = std::thread([this] { Run(); });
 }
@@ -50,25 +55,41 @@ void CallWatch::Answered() {
   notice_.clear();
 }
 
-void CallWatch::SetInterruptText(std::string text) {
+void CallWatch::SetLeaveText(std::string text) {
   const std::lock_guard lock(mutex_);
-  interrupt_text_ = std::move(text);
+  leave_text_ = std::move(text);
 }
 
-void CallWatch::Interrupt() {
+void CallWatch::OnInterrupt(std::function<bool()> handler) {
   const std::lock_guard lock(mutex_);
-  if (isatty(STDERR_FILENO) == 1) static_cast<void>(WriteFully(STDERR_FILENO, "\n"));  // after the terminal's ^C
-  Say(interrupt_text_);
+  on_interrupt_ = std::move(handler);
+}
+
+void CallWatch::Signalled() {
+  signalfd_siginfo info{};
+  if (read(signals_.Get(), &info, sizeof info) != sizeof info) return;
+  const int number = static_cast<int>(info.ssi_signo);
+  if (number == SIGINT && isatty(STDERR_FILENO) == 1) {
+    static_cast<void>(WriteFully(STDERR_FILENO, "\n"));  // after the terminal's ^C
+  }
+  std::function<bool()> handler;
+  {
+    const std::lock_guard lock(mutex_);
+    if (number == SIGINT) handler = on_interrupt_;
+  }
+  if (handler && handler()) return;
+  const std::lock_guard lock(mutex_);
+  Say(leave_text_);
   // The main thread may be stuck in a write to a reader that has stopped; nothing is buffered.
-  _exit(128 + SIGINT);
+  _exit(128 + number);
 }
 
 void CallWatch::Run() {
   int wait = kForever;
   while (!ended_) {
-    pollfd events[] = {{interrupts_.Get(), POLLIN, 0}, {wake_.Get(), POLLIN, 0}};
+    pollfd events[] = {{signals_.Get(), POLLIN, 0}, {wake_.Get(), POLLIN, 0}};
     const int ready = poll(events, 2, wait);
-    if (events[0].revents != 0) Interrupt();
+    if (events[0].revents != 0) Signalled();
     const std::lock_guard lock(mutex_);
     if (events[1].revents != 0) {
       eventfd_t unused;

@@ -1,6 +1,7 @@
-// Looks after what the main thread waits for: Ctrl-C, and a notice when it takes long.
+// Looks after what the main thread waits for: Ctrl-C, SIGHUP and SIGTERM, and a notice when it takes long.
 #pragma once
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -11,9 +12,10 @@ namespace jobworker {
 
 class CallWatch {
  public:
-  // Blocks SIGINT in this thread and in those it starts later, so it is made before gRPC's threads. Ctrl-C says what
-  // SetInterruptText() gave last and ends the process with 130; the job is not touched.
-  explicit CallWatch(std::string interrupt_text);
+  // Blocks SIGINT, SIGHUP and SIGTERM, but for those that are ignored, in this thread and in those it starts later; so
+  // it is made before gRPC's threads. Each says what SetLeaveText() gave last and ends the process with 128 and its
+  // number; the job is not touched.
+  explicit CallWatch(std::string leave_text);
   ~CallWatch();
   CallWatch(const CallWatch&) = delete;
   CallWatch& operator=(const CallWatch&) = delete;
@@ -22,17 +24,20 @@ class CallWatch {
   void Expect(std::string notice);
   // It has come.
   void Answered();
-  void SetInterruptText(std::string text);
+  void SetLeaveText(std::string text);
+  // What Ctrl-C does instead, on another thread; false lets it end the process after all.
+  void OnInterrupt(std::function<bool()> handler);
 
  private:
   void Run();
-  void Interrupt();
+  void Signalled();
   void Wake();
-  UniqueFd interrupts_;
+  UniqueFd signals_;
   UniqueFd wake_;
   std::mutex mutex_;
-  std::string interrupt_text_;
+  std::string leave_text_;
   std::string notice_;  // empty: nothing is waited for
+  std::function<bool()> on_interrupt_;
   std::atomic<bool> ended_ = false;
   std::thread thread_;
 };

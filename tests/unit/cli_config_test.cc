@@ -109,7 +109,51 @@ TEST_F(CliConfig, ErrorsNameFileAndLine) {
   EXPECT_EQ(Refusal("\n\nprofile = 3\n").find(file + ":3: profile must be a string"), 0U);
   EXPECT_EQ(Refusal("port = 65536\n").find(file + ":1: port must be"), 0U);
   EXPECT_EQ(Refusal("port = '1'\n").find(file + ":1: port must be"), 0U);
+  EXPECT_EQ(Refusal("user = 'a'\n").find(file + ":1: unknown key user"), 0U);
+  EXPECT_EQ(Refusal("[profiles.a]\nprofile = 'b'\n").find(file + ":2: unknown key profile"), 0U);
+  EXPECT_EQ(Refusal("[profiles]\na = 1\n").find(file + ":2: profiles.a must be a table"), 0U);
+  EXPECT_EQ(Refusal("profiles = 1\n").find(file + ":1: unknown key profiles"), 0U);
   EXPECT_EQ(Refusal("host = 'a'\nport = = 1\n").find(file + ":2: "), 0U);
+}
+
+TEST_F(CliConfig, ProfilesOfTheFiles) {
+  Write(user_, "host = 'top'\nport = 5\n[profiles.build]\nhost = 'build1'\nport = 7\nuser = 'alice'\ncerts = 'b'\n");
+  Write(machine_, "[profiles.Prod]\nhost = 'prod:9'\nuser = 'bob'\n");
+  Options options;
+  options.profile = "build";
+  const Settings build = Find(options).value();
+  EXPECT_EQ(build.server.Name(), "build1:7");
+  EXPECT_EQ(build.user, "alice");
+  EXPECT_EQ(build.profile, "build");
+  EXPECT_EQ(build.certs, directory_ / "jobworker/b");
+  options.profile = "Prod";                                 // a table may have any name, a certificate not
+  EXPECT_EQ(Find(options).value().server.Name(), "top:5");  // the user's file comes first
+  EXPECT_EQ(Find(options).value().user, "bob");
+  options.profile = "carl";
+  EXPECT_EQ(Find(options).value().server.Name(), "top:5");
+  EXPECT_EQ(Find(options).value().user, "carl");
+  variables_["JOBWORKER_HOST"] = "env";
+  options.profile = "build";
+  EXPECT_EQ(Find(options).value().server.Name(), "env:7");
+}
+
+TEST_F(CliConfig, EverySettingSaysWhereItIsFrom) {
+  Write(user_, "port = 5\n[profiles.build]\nuser = 'alice'\n");
+  variables_["JOBWORKER_HOST"] = "env";
+  Options options;
+  options.profile = "build";
+  std::map<std::string, std::string> sources;
+  const Settings settings = Find(options).value();
+  for (const Origin& origin : settings.origins) {
+    sources[origin.key] = origin.value + " < " + origin.source;
+  }
+  EXPECT_EQ(sources["profile"], "build < -u");
+  EXPECT_EQ(sources["user"], "alice < " + user_.native() + ", profiles.build");
+  EXPECT_EQ(sources["host"], "env < JOBWORKER_HOST");
+  EXPECT_EQ(sources["port"], "5 < " + user_.native());
+  EXPECT_EQ(sources["certs"], " < the usual places");
+  variables_["JOBWORKER_HOST"] = "env:5";
+  EXPECT_EQ(Find(options).value().origins[3].source, "JOBWORKER_HOST");
 }
 
 TEST_F(CliConfig, AProfileCannotBeAPath) {
@@ -130,7 +174,7 @@ TEST_F(CliConfig, RelativeXdgIsIgnored) {
 }
 
 TEST_F(CliConfig, CertificatesNowhere) {
-  const Settings settings{{"localhost", 1}, "alice", std::nullopt, ""};
+  const Settings settings{{"localhost", 1}, "alice", "alice", std::nullopt, "", {}};
   const auto identity = LoadIdentity(settings, {directory_ / "a", directory_ / "b"});
   ASSERT_FALSE(identity.has_value());
   for (const char* part : {"alice.pem", "/a, ", "/b;", "--certs"}) {

@@ -36,7 +36,7 @@ struct Outcome {
 Outcome Show(const WorkerResponse& response) {
   JobView job("alice", STDOUT_FILENO, STDERR_FILENO);
   EXPECT_EQ(job.Show(response), 0);
-  EXPECT_TRUE(job.Ended());
+  EXPECT_TRUE(job.Complete());
   return {job.ExitStatus(), job.DescribeEnd()};
 }
 

@@ -79,19 +79,54 @@ struct Pair {
 class FakeWorker : public Worker::Service {
  public:
   using Writer = grpc::ServerWriter<WorkerResponse>;
+  using InputStream = grpc::ServerReaderWriter<InputResult, InputChunk>;
+  template <class Request, class Response>
+  using Answer = std::function<grpc::Status(const Request&, Response&)>;
   std::function<grpc::Status(const WorkerStartRequest&, Writer&, grpc::ServerContext&)> start;
-  std::function<grpc::Status(const WorkerPIDRequest&, Writer&)> query;
-  std::function<grpc::Status(const WorkerPIDRequest&, WorkerResponse&)> stop;
+  Answer<WorkerPIDRequest, Writer> query;
+  Answer<WorkerPIDRequest, WorkerResponse> stop, signal, remove;
+  Answer<WorkerPIDRequest, JobStatus> status;
+  Answer<JobListRequest, JobListResponse> list;
+  Answer<JobWaitRequest, grpc::ServerWriter<JobStatus>> wait;
+  std::function<grpc::Status(InputStream&)> input;
+  WhoAmIResponse identity;
+  ServerVersionResponse version;
 
  private:
-  grpc::Status JobStart(grpc::ServerContext* context, const WorkerStartRequest* request, Writer* writer) override {
+  using Context = grpc::ServerContext;
+  using Status = grpc::Status;
+  Status JobStart(Context* context, const WorkerStartRequest* request, Writer* writer) override {
     return start(*request, *writer, *context);
   }
-  grpc::Status JobQuery(grpc::ServerContext*, const WorkerPIDRequest* request, Writer* writer) override {
+  Status JobQuery(Context*, const WorkerPIDRequest* request, Writer* writer) override {
     return query(*request, *writer);
   }
-  grpc::Status JobStop(grpc::ServerContext*, const WorkerPIDRequest* request, WorkerResponse* response) override {
+  Status JobStop(Context*, const WorkerPIDRequest* request, WorkerResponse* response) override {
     return stop(*request, *response);
+  }
+  Status JobSignal(Context*, const WorkerPIDRequest* request, WorkerResponse* response) override {
+    return signal(*request, *response);
+  }
+  Status JobRemove(Context*, const WorkerPIDRequest* request, WorkerResponse* response) override {
+    return remove(*request, *response);
+  }
+  Status JobStatusOf(Context*, const WorkerPIDRequest* request, ::JobStatus* response) override {
+    return status(*request, *response);
+  }
+  Status JobList(Context*, const JobListRequest* request, JobListResponse* response) override {
+    return list(*request, *response);
+  }
+  Status JobWait(Context*, const JobWaitRequest* request, grpc::ServerWriter<::JobStatus>* writer) override {
+    return wait(*request, *writer);
+  }
+  Status JobInput(Context*, InputStream* stream) override { return input(*stream); }
+  Status WhoAmI(Context*, const WhoAmIRequest*, WhoAmIResponse* response) override {
+    *response = identity;
+    return Status::OK;
+  }
+  Status ServerVersion(Context*, const ServerVersionRequest*, ServerVersionResponse* response) override {
+    *response = version;
+    return Status::OK;
   }
 };
 
@@ -147,6 +182,7 @@ inline string ReadLine(int fd) {
 // A running jobworker and the read ends of its output.
 struct Process {
   pid_t pid;
+  UniqueFd in;  // the write end
   UniqueFd out;
   UniqueFd err;
 
@@ -215,19 +251,20 @@ class CliProgram : public ::testing::Test {
     std::vector<char*> pointers;
     for (string& word : argv) pointers.push_back(word.data());
     pointers.push_back(nullptr);
+    int in[2];
     int out[2];
     int err[2];
-    if (pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) abort();
+    if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) abort();
     const pid_t pid = fork();
     if (pid == 0) {
+      dup2(in[0], STDIN_FILENO);
       dup2(out[1], STDOUT_FILENO);
       dup2(err[1], STDERR_FILENO);
       execv(pointers[0], pointers.data());
       _exit(99);
     }
-    close(out[1]);
-    close(err[1]);
-    return {pid, UniqueFd(out[0]), UniqueFd(err[0])};
+    for (const int fd : {in[0], out[1], err[1]}) close(fd);
+    return {pid, UniqueFd(in[1]), UniqueFd(out[0]), UniqueFd(err[0])};
   }
   Outcome Run(std::vector<string> words, const string& host = "127.0.0.1") {
     return Launch(std::move(words), host).Wait();

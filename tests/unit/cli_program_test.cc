@@ -1,5 +1,8 @@
 #include "tests/unit/cli_program.h"
 
+#include <condition_variable>
+#include <mutex>
+
 namespace jobworker::testing {
 namespace {
 
@@ -178,15 +181,43 @@ void Endless(const auto&, FakeWorker::Writer& writer, grpc::ServerContext& conte
   while (!context.IsCancelled()) writer.Write(Output(string(65536, 'x')));
 }
 
-TEST_F(CliProgram, InterruptLeavesTheJobAndSaysHowToComeBack) {
+TEST_F(CliProgram, InterruptsSignalThenStopThenLeaveAndSayHowToComeBack) {
   worker_.start = [](const auto& request, auto& writer, auto& context) {
     Endless(request, writer, context);
+    return grpc::Status::OK;
+  };
+  enum Event { kSignalled, kStopped };
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Event> events;
+  const auto tell = [&](Event event) {
+    const std::lock_guard lock(mutex);
+    events.push_back(event);
+    changed.notify_all();
+  };
+  worker_.signal = [&](const WorkerPIDRequest& request, auto&) {
+    EXPECT_EQ(request.pid(), "3");
+    EXPECT_EQ(request.signal(), SIGINT);
+    tell(kSignalled);
+    return grpc::Status::OK;
+  };
+  worker_.stop = [&](const WorkerPIDRequest& request, auto&) {
+    EXPECT_EQ(request.pid(), "3");
+    tell(kStopped);
     return grpc::Status::OK;
   };
   const Process process = Launch({"start", "yes"});
   char byte;
   ASSERT_EQ(read(process.out.Get(), &byte, 1), 1);
-  // Nobody reads on: the program is stuck in a write to a full pipe, and Ctrl-C works all the same.
+  // Nobody reads on: the program is stuck in a write to a full pipe, and Ctrl-C works all the same. On a slow machine
+  // the second one may come too late to be a stop.
+  for (size_t sent = 1; events.empty() || events.back() != kStopped; ++sent) {
+    kill(process.pid, SIGINT);
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return events.size() == sent; });
+  }
+  EXPECT_GE(events.size(), 2U);
+  EXPECT_EQ(events[0], kSignalled);
   kill(process.pid, SIGINT);
   const string words = ReadAll(process.err.Get());
   int status = 0;
@@ -194,6 +225,41 @@ TEST_F(CliProgram, InterruptLeavesTheJobAndSaysHowToComeBack) {
   EXPECT_EQ(WEXITSTATUS(status), 130);
   ExpectPart(words, "left job 3 to itself");
   ExpectPart(words, fmt::format("jobworker -h 127.0.0.1:{} --certs {} query 3", port_, directory_.native()));
+}
+
+TEST_F(CliProgram, AnInterruptThatCannotBePassedOnIsSaid) {
+  worker_.start = [](const auto& request, auto& writer, auto& context) {
+    Endless(request, writer, context);
+    return grpc::Status::OK;
+  };
+  worker_.signal = [](const auto&, auto&) { return grpc::Status(grpc::StatusCode::PERMISSION_DENIED, "not you"); };
+  const Process process = Launch({"start", "yes"});
+  char byte;
+  ASSERT_EQ(read(process.out.Get(), &byte, 1), 1);
+  kill(process.pid, SIGINT);
+  EXPECT_EQ(ReadLine(process.err.Get()),
+            "jobworker: job 3 could not be sent SIGINT: not allowed: not you; Ctrl-C leaves it to itself\n");
+  kill(process.pid, SIGKILL);
+  waitpid(process.pid, nullptr, 0);
+}
+
+TEST_F(CliProgram, HangUpAndTerminationLeaveTheJobAndSoDoesCtrlCOfAQuery) {
+  const auto endless = [](const auto& request, auto& writer) {
+    writer.Write(Output(""));
+    while (writer.Write(Output(string(65536, 'x')))) static_cast<void>(request);
+    return grpc::Status::OK;
+  };
+  worker_.query = endless;
+  for (const int number : {SIGHUP, SIGTERM, SIGINT}) {
+    const Process process = Launch({"query", "3"});
+    char byte;
+    ASSERT_EQ(read(process.out.Get(), &byte, 1), 1);
+    kill(process.pid, number);
+    ExpectPart(ReadAll(process.err.Get()), "left job 3 to itself; come back to it: jobworker");
+    int status = 0;
+    waitpid(process.pid, &status, 0);
+    EXPECT_EQ(WEXITSTATUS(status), 128 + number);
+  }
 }
 
 TEST_F(CliProgram, AReaderThatGoesEndsItWithoutAWord) {
