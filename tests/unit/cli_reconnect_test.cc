@@ -218,5 +218,19 @@ TEST_F(CliReconnect, BytesThatComeTwiceAreShownOnceAndAGapIsTold) {
             "jobworker: 6 bytes of job 3's output before this point are gone: it made more than the server keeps\n");
 }
 
+TEST_F(CliReconnect, TheCertificateIsLoadedAgainForANewConnection) {
+  StartHalf();
+  Process process = Launch({"start", "x"});
+  const string half = ReadBytes(process.out.Get(), output_.size() / 2);
+  WriteIdentity("alice", Pair("alice", &ca_, nullptr, -60));
+  CutConnections();
+  go_.release();
+  const Outcome outcome = process.Wait();
+  EXPECT_EQ(outcome.status, 125);
+  ExpectPart(outcome.err, "was lost; trying again\n");
+  ExpectPart(outcome.err, "alice.pem cannot be used: ");
+  ExpectPart(outcome.err, "expired");
+}
+
 }  // namespace
 }  // namespace jobworker::testing
