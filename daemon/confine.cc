@@ -140,9 +140,10 @@ tl::expected<void, std::string> Confine() {
   if (getrlimit(RLIMIT_NOFILE, &files) != 0) return Failed("getrlimit");
   files.rlim_cur = files.rlim_max;
   if (setrlimit(RLIMIT_NOFILE, &files) != 0 || setrlimit(RLIMIT_CORE, &no_core) != 0) return Failed("setrlimit");
-  const cap_t none = cap_init();
-  const bool dropped = cap_set_proc(none) == 0 && cap_reset_ambient() == 0;
-  (void)cap_free(none);
+  // systemd's filter for services without privileges refuses capset; they have nothing to drop.
+  const cap_t none = cap_init(), now = cap_get_proc();
+  const bool dropped = (cap_compare(now, none) == 0 || cap_set_proc(none) == 0) && cap_reset_ambient() == 0;
+  (void)(cap_free(none) | cap_free(now));
   if (!dropped) return Failed("drop capabilities");
   if (prctl(PR_SET_DUMPABLE, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return Failed("prctl");
   return LoadFilter();
