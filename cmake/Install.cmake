@@ -1,0 +1,31 @@
+# Where everything goes, in two components: client and server. The units name the places of this prefix; /etc, /run and
+# /var/lib are the system's.
+set(JOBWORKER_UNIT_DIR lib/systemd/system CACHE STRING "Where systemd's units are installed")
+set(UNITS ${CMAKE_CURRENT_BINARY_DIR}/systemd)
+foreach(unit IN ITEMS jobworker.service jobworker-broker.service)
+  configure_file(scripts/systemd/${unit}.in ${UNITS}/${unit} @ONLY)
+endforeach()
+configure_file(scripts/systemd/jobworker-jobs.service ${UNITS}/jobworker-jobs.service COPYONLY)
+configure_file(scripts/systemd/sysusers.conf ${UNITS}/sysusers.conf COPYONLY)
+configure_file(scripts/systemd/tmpfiles.conf ${UNITS}/tmpfiles.conf COPYONLY)
+
+install(TARGETS jobworker RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT client)
+install(FILES scripts/man/jobworker.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT client)
+
+install(TARGETS jobserver jobbroker RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR} COMPONENT server)
+install(PROGRAMS scripts/make-certs DESTINATION ${CMAKE_INSTALL_SBINDIR} RENAME jobworker-certs COMPONENT server)
+install(PROGRAMS scripts/systemd/make-directories DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/jobworker COMPONENT server)
+install(FILES ${UNITS}/jobworker.service ${UNITS}/jobworker-broker.service ${UNITS}/jobworker-jobs.service
+  DESTINATION ${JOBWORKER_UNIT_DIR} COMPONENT server)
+install(FILES ${UNITS}/sysusers.conf DESTINATION lib/sysusers.d RENAME jobworker.conf COMPONENT server)
+install(FILES ${UNITS}/tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME jobworker.conf COMPONENT server)
+install(FILES scripts/man/jobserver.8 scripts/man/jobbroker.8 scripts/man/jobworker-certs.8
+  DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT server)
+# What the operator has written stays.
+install(CODE "set(from \"${CMAKE_SOURCE_DIR}/scripts/systemd\")" COMPONENT server)
+install(CODE [[
+  foreach(name IN ITEMS users policy)
+    if(NOT EXISTS "$ENV{DESTDIR}/etc/jobworker/${name}")
+      file(INSTALL "${from}/${name}" DESTINATION /etc/jobworker)
+    endif()
+  endforeach()]] COMPONENT server)
