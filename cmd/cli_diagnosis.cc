@@ -25,6 +25,8 @@ struct Free {
 };
 using SslContext = std::unique_ptr<SSL_CTX, Free<SSL_CTX_free>>;
 using SslSession = std::unique_ptr<SSL, Free<SSL_free>>;
+// The two TLS libraries differ in its size.
+using TlsError = decltype(ERR_get_error());
 using Addresses = std::unique_ptr<addrinfo, Free<freeaddrinfo>>;
 
 constexpr timeval kPatience{3, 0};
@@ -91,8 +93,12 @@ SslSession MakeSession(SSL_CTX* context, const Server& server, int fd) {
   SSL_set_alpn_protos(session.get(), kHttp2, sizeof kHttp2);
   if (X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(session.get()), server.host.c_str()) != 1) {
     SSL_set1_host(session.get(), server.host.c_str());
+#ifdef OPENSSL_IS_BORINGSSL
+    SSL_set_tlsext_host_name(session.get(), server.host.c_str());
+#else
     std::string name = server.host;
     SSL_ctrl(session.get(), SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name.data());  // copies it
+#endif
   }
   SSL_set_fd(session.get(), fd);
   return session;
@@ -137,12 +143,19 @@ const char* AlertAboutCertificate(int reason) {
   }
 }
 
-std::string TlsFailure(const Server& server, const Identity& identity, unsigned long error) {
+std::string TlsFailure(const Server& server, const Identity& identity, TlsError error) {
   const char* const about_us = AlertAboutCertificate(ERR_GET_REASON(error));
   if (about_us != nullptr) return RefusedCertificate(server, identity, about_us);
   const char* const reason = error == 0 ? "it closed the connection" : ERR_reason_error_string(error);
   return fmt::format("{} answers, but TLS 1.3 with it fails ({}); is a jobserver listening there?", server.Name(),
                      reason == nullptr ? "unknown reason" : reason);
+}
+
+bool IsEndOfConnection(TlsError error) {
+#ifdef SSL_R_UNEXPECTED_EOF_WHILE_READING  // OpenSSL 3; BoringSSL gives no error then
+  if (ERR_GET_REASON(error) == SSL_R_UNEXPECTED_EOF_WHILE_READING) return true;
+#endif
+  return error == 0 || ERR_GET_LIB(error) == ERR_LIB_SYS;
 }
 
 // In TLS 1.3 the server judges our certificate after our side of the handshake is complete, so its verdict is the
@@ -152,9 +165,9 @@ std::optional<std::string> ServersVerdict(SSL* session, const Server& server, co
   SSL_write(session, kHello.data(), static_cast<int>(kHello.size()));
   char byte;
   if (SSL_read(session, &byte, 1) == 1) return std::nullopt;
-  const unsigned long error = ERR_get_error();
+  const TlsError error = ERR_get_error();
   // gRPC's servers send no alert.
-  if (error == 0 || ERR_GET_LIB(error) == ERR_LIB_SYS || ERR_GET_REASON(error) == SSL_R_UNEXPECTED_EOF_WHILE_READING) {
+  if (IsEndOfConnection(error)) {
     return RefusedCertificate(server, identity,
                               "it closed the connection on seeing it, as for one that has expired or is another CA's");
   }

@@ -96,8 +96,9 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
 bool IsPublished(std::string_view certificate_pem) {
   const Certificate authority = Parse(kPublishedAuthority);
   const Certificate certificate = Parse(certificate_pem);
-  const bool issued =
-      authority && certificate && X509_verify(certificate.get(), X509_get0_pubkey(authority.get())) == 1;
+  // BoringSSL of this age has no X509_get0_pubkey.
+  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(X509_get_pubkey(authority.get()), &EVP_PKEY_free);
+  const bool issued = key && certificate && X509_verify(certificate.get(), key.get()) == 1;
   ERR_clear_error();
   return issued;
 }
