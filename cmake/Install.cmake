@@ -2,9 +2,14 @@
 # /var/lib are the system's.
 set(JOBWORKER_UNIT_DIR lib/systemd/system CACHE STRING "Where systemd's units are installed")
 set(UNITS ${CMAKE_CURRENT_BINARY_DIR}/systemd)
-foreach(unit IN ITEMS jobworker.service jobworker-broker.service)
-  configure_file(scripts/systemd/${unit}.in ${UNITS}/${unit} @ONLY)
-endforeach()
+# When it is installed, because only then is --prefix known.
+install(CODE "
+  set(from \"${CMAKE_SOURCE_DIR}/scripts/systemd\")
+  set(CMAKE_INSTALL_FULL_SBINDIR \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_SBINDIR}\")
+  set(CMAKE_INSTALL_FULL_LIBEXECDIR \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBEXECDIR}\")
+  foreach(unit IN ITEMS jobworker.service jobworker-broker.service)
+    configure_file(\${from}/\${unit}.in ${UNITS}/\${unit} @ONLY)
+  endforeach()" COMPONENT server)
 configure_file(scripts/systemd/jobworker-jobs.service ${UNITS}/jobworker-jobs.service COPYONLY)
 configure_file(scripts/systemd/sysusers.conf ${UNITS}/sysusers.conf COPYONLY)
 configure_file(scripts/systemd/tmpfiles.conf ${UNITS}/tmpfiles.conf COPYONLY)
@@ -22,7 +27,6 @@ install(FILES ${UNITS}/tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME jobworker
 install(FILES scripts/man/jobserver.8 scripts/man/jobbroker.8 scripts/man/jobworker-certs.8
   DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT server)
 # What the operator has written stays.
-install(CODE "set(from \"${CMAKE_SOURCE_DIR}/scripts/systemd\")" COMPONENT server)
 install(CODE [[
   foreach(name IN ITEMS users policy)
     if(NOT EXISTS "$ENV{DESTDIR}/etc/jobworker/${name}")

@@ -272,7 +272,7 @@ def _():
 @check("limits-in-the-delegated-subtree")
 def _():
     alice = JOBS + "/alice/"
-    assert read(alice + "cpu.max") == "50000 100000\n" or read(alice + "cpu.max") == "100000 200000\n", read(alice + "cpu.max")
+    assert read(alice + "cpu.max") == "100000 200000\n"
     assert read(alice + "memory.max") == "134217728\n"
     contains(read(alice + "io.max"), "98:0", "wbps=1048576", "wiops=120")
     assert read(alice + "pids.max") == "2048\n"
