@@ -15,7 +15,6 @@ configure_file(scripts/systemd/sysusers.conf ${UNITS}/sysusers.conf COPYONLY)
 configure_file(scripts/systemd/tmpfiles.conf ${UNITS}/tmpfiles.conf COPYONLY)
 
 install(TARGETS jobworker RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT client)
-install(FILES scripts/man/jobworker.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT client)
 
 install(TARGETS jobserver jobbroker RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR} COMPONENT server)
 install(PROGRAMS scripts/make-certs DESTINATION ${CMAKE_INSTALL_SBINDIR} RENAME jobworker-certs COMPONENT server)
@@ -24,8 +23,6 @@ install(FILES ${UNITS}/jobworker.service ${UNITS}/jobworker-broker.service ${UNI
   DESTINATION ${JOBWORKER_UNIT_DIR} COMPONENT server)
 install(FILES ${UNITS}/sysusers.conf DESTINATION lib/sysusers.d RENAME jobworker.conf COMPONENT server)
 install(FILES ${UNITS}/tmpfiles.conf DESTINATION lib/tmpfiles.d RENAME jobworker.conf COMPONENT server)
-install(FILES scripts/man/jobserver.8 scripts/man/jobbroker.8 scripts/man/jobworker-certs.8
-  DESTINATION ${CMAKE_INSTALL_MANDIR}/man8 COMPONENT server)
 # What the operator has written stays.
 install(CODE [[
   foreach(name IN ITEMS users policy)
