@@ -50,15 +50,25 @@ void EventLoop::Unwatch(int fd) {
   if (watches_.erase(fd) == 1) (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd, nullptr);
 }
 
-void EventLoop::At(Clock::time_point when, Work due) {
-  timers_.emplace(when, std::move(due));
-  ArmTimer();
+EventLoop::Timer EventLoop::At(Clock::time_point when, Work due) {
+  const Timer timer(when, ++timer_count_);
+  timers_.emplace(timer, std::move(due));
+  if (timers_.begin()->first == timer) ArmTimer();
+  return timer;
+}
+
+void EventLoop::Cancel(const Timer& timer) {
+  const auto found = timers_.find(timer);
+  if (found == timers_.end()) return;
+  const bool next = found == timers_.begin();
+  timers_.erase(found);
+  if (next) ArmTimer();
 }
 
 void EventLoop::ArmTimer() {
   itimerspec spec{};
   if (!timers_.empty()) {
-    const auto since = timers_.begin()->first.time_since_epoch();
+    const auto since = timers_.begin()->first.first.time_since_epoch();
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since);
     spec.it_value.tv_sec = seconds.count();
     spec.it_value.tv_nsec = std::chrono::duration_cast<std::chrono::nanoseconds>(since - seconds).count();
@@ -107,7 +117,7 @@ void EventLoop::RunPosted() {
 void EventLoop::RunTimers() {
   uint64_t expirations = 0;
   (void)!read(timer_.Get(), &expirations, sizeof(expirations));
-  while (!timers_.empty() && timers_.begin()->first <= Clock::now()) {
+  while (!timers_.empty() && timers_.begin()->first.first <= Clock::now()) {
     const auto due = timers_.extract(timers_.begin());
     due.mapped()();
   }

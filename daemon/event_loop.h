@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "common/unique_fd.h"
@@ -28,8 +29,10 @@ class EventLoop {
   void Rearm(int fd, uint32_t events);
   void Unwatch(int fd);
 
-  // Calls `due` once, not before `when`.
-  void At(Clock::time_point when, Work due);
+  // Calls `due` once, not before `when`. Cancel takes that back, if it is not too late.
+  using Timer = std::pair<Clock::time_point, uint64_t>;
+  Timer At(Clock::time_point when, Work due);
+  void Cancel(const Timer& timer);
 
   // From any thread: runs `work` on the loop's thread, in the order of the calls. Nothing runs after Stop.
   void Post(Work work);
@@ -47,7 +50,8 @@ class EventLoop {
   UniqueFd epoll_, wakeup_, timer_;
   bool running_ = true;
   std::unordered_map<int, std::shared_ptr<const Work>> watches_;
-  std::multimap<Clock::time_point, Work> timers_;
+  std::map<Timer, Work> timers_;
+  uint64_t timer_count_ = 0;
   std::mutex mutex_;  // guards posted_
   std::vector<Work> posted_;
 };
