@@ -8,28 +8,22 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <ctime>
 
 #include "daemon/because.h"
+#include "daemon/clock.h"
 
 namespace jobworker {
 
 namespace {
 
 // The front end's part of the index: eight words, then the Exited with its length in front, 0 while there is none.
-enum Header : uint64_t { kMagic, kFirst, kStopState, kStopSince, kForgotten, kEnd = 8 };
+enum Header : uint64_t { kMagic, kFirst, kStopState, kStopSince, kForgotten, kInputTaken, kInputPhase, kEnd = 8 };
 constexpr uint64_t kMagicNumber = 0x31304c414e52554a;  // "JURNAL01"
 constexpr uint64_t kWord = sizeof(uint64_t);
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMarkCost = 32;            // in the index, and in marks_
 constexpr uint64_t kJournalCost = 12 * 1024;  // two inodes, a page each
 constexpr uint64_t kMarkEveryUs = 100'000;    // at most; so that times are good enough
-
-uint64_t NowUs() {
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
-}
 
 // All of it, or false with errno. Nothing here crosses a page, so a kill leaves all of it or none.
 bool WriteAt(int fd, uint64_t offset, const void* bytes, size_t size) {
@@ -273,6 +267,17 @@ void Journal::SetStop(const StopState& stop) {
   const uint64_t word = static_cast<uint64_t>(stop.kind) | uint64_t{stop.signal} << 8 |
                         uint64_t{stop.killed ? 1U : 0U} << 16 | uint64_t{stop.grace_ms} << 32;
   (void)(WriteWord(index_.Get(), kStopSince, stop.since_us) && WriteWord(index_.Get(), kStopState, word));
+}
+
+InputProgress Journal::input() const {
+  const uint64_t phase =
+      std::min<uint64_t>(ReadWord(index_.Get(), kInputPhase), static_cast<uint64_t>(InputPhase::kLost));
+  return {ReadWord(index_.Get(), kInputTaken), static_cast<InputPhase>(phase)};
+}
+
+void Journal::SetInput(const InputProgress& input) {
+  (void)(WriteWord(index_.Get(), kInputTaken, input.taken) &&
+         WriteWord(index_.Get(), kInputPhase, static_cast<uint64_t>(input.phase)));
 }
 
 std::optional<Exited> Journal::end() const {

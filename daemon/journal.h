@@ -52,6 +52,14 @@ struct StopState {
   uint64_t since_us = 0;  // when it began, UTC
 };
 
+// What has become of a job's standard input, in the order of InputState in the API.
+enum class InputPhase : uint8_t { kOpen, kClosed, kRefused, kLost };
+struct InputProgress {
+  uint64_t taken = 0;  // bytes that are in its pipe, or were
+  InputPhase phase = InputPhase::kOpen;
+  bool operator==(const InputProgress&) const = default;
+};
+
 class Journal {
  public:
   static constexpr size_t kMaxChunk = 64 * 1024;
@@ -97,6 +105,9 @@ class Journal {
 
   [[nodiscard]] StopState stop() const;
   void SetStop(const StopState& stop);
+  // For the next front end, which cannot go on with the input, but can tell of it.
+  [[nodiscard]] InputProgress input() const;
+  void SetInput(const InputProgress& input);
   // The end, once it is known.
   [[nodiscard]] std::optional<Exited> end() const;
   void SetEnd(const Exited& exited);
