@@ -44,6 +44,7 @@ constexpr Account kTryOutAccount{70000, 70000};
 struct Options {
   std::string listen = "127.0.0.1:57533", port_file, certs = "/etc/jobworker/certs", policy, run_as, broker_socket;
   std::string cgroup_root, users, missing_controllers = "refuse", config;
+  bool reflection = false;
 };
 
 [[noreturn]] void Die(const std::string& what) {
@@ -64,6 +65,7 @@ void AddOptions(CLI::App& app, Options& options) {
   app.add_option("--policy", options.policy, "who may do what (built in: alice and bob everything, carl nothing)");
   app.add_option("--run-as", options.run_as, "USER or UID:GID to become when started as root")->type_name("ACCOUNT");
   app.add_option("--config", options.config, "TOML file: how much output is kept, how long ended jobs, stop-grace");
+  app.add_flag("--reflection", options.reflection, "answer gRPC's reflection service, to whoever has a certificate");
   auto* socket = app.add_option("--broker-socket", options.broker_socket, "meet a jobbroker that runs by itself");
   const auto* standalone = "Standalone (started as root, it starts its own jobbroker with these)";
   app.add_option("--cgroup-root", options.cgroup_root, "cgroup v2 directory for the jobs")
@@ -218,7 +220,7 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
     // Clients are let in once its jobs are known, or once it turns out to be away.
     for (link.Meet(options.broker_socket); !tried;) loop.RunOnce();
   }
-  WorkerService service(gate, loop, jobs);
+  WorkerService service(gate, loop, jobs, options.reflection);
   int port = 0;
   grpc::ServerBuilder builder;
   const size_t threads = std::clamp(std::thread::hardware_concurrency() / 2, 1U, 8U);

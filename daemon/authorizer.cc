@@ -13,15 +13,12 @@ namespace jobworker {
 
 namespace {
 
-uint32_t Bit(size_t row) { return 1U << row; }
-
-tl::expected<uint32_t, std::string> ParseRights(std::istringstream& words) {
-  uint32_t rights = 0;
-  for (std::string right; words >> right;) {
-    const auto row =
-        std::find_if(kMethods.begin(), kMethods.end(), [&](const auto& each) { return each.right == right; });
-    if (row == kMethods.end()) return Because("'" + right + "' is not a right (allow_start allow_stop allow_query)");
-    rights |= Bit(static_cast<size_t>(row - kMethods.begin()));
+tl::expected<std::set<std::string_view>, std::string> ParseRights(std::istringstream& words) {
+  std::set<std::string_view> rights;
+  for (std::string word; words >> word;) {
+    const auto right = std::find(kRights.begin(), kRights.end(), word);
+    if (right == kRights.end()) return Because("'" + word + "' is not a right (allow_start allow_stop allow_query)");
+    rights.insert(*right);
   }
   return rights;
 }
@@ -35,10 +32,11 @@ const MethodRow* FindMethod(Method method) {
 }
 
 const MethodRow* FindMethod(std::string_view path) {
-  constexpr std::string_view kService = "/Worker/";
-  if (path.substr(0, kService.size()) != kService) return nullptr;
-  path.remove_prefix(kService.size());
-  const auto row = std::find_if(kMethods.begin(), kMethods.end(), [&](const auto& each) { return each.name == path; });
+  const size_t slash = path.rfind('/');
+  if (slash == std::string_view::npos || slash == 0 || path[0] != '/') return nullptr;
+  const std::string_view service = path.substr(1, slash - 1), name = path.substr(slash + 1);
+  const auto row = std::find_if(kMethods.begin(), kMethods.end(),
+                                [&](const auto& each) { return each.service == service && each.name == name; });
   return row == kMethods.end() ? nullptr : &*row;
 }
 
@@ -78,9 +76,19 @@ tl::expected<Policy, std::string> Policy::Load(const std::string& path) {
 
 bool Policy::Allows(std::string_view user, Method method) const {
   const MethodRow* row = FindMethod(method);
+  if (row == nullptr) return false;
+  if (row->right.empty()) return true;
   const auto found = rights_.find(user);
-  if (row == nullptr || found == rights_.end()) return false;
-  return (found->second & Bit(static_cast<size_t>(row - kMethods.data()))) != 0;
+  return found != rights_.end() && found->second.count(row->right) == 1;
+}
+
+std::vector<std::string_view> Policy::RightsOf(std::string_view user) const {
+  std::vector<std::string_view> rights;
+  const auto found = rights_.find(user);
+  for (const std::string_view right : kRights) {
+    if (found != rights_.end() && found->second.count(right) == 1) rights.push_back(right);
+  }
+  return rights;
 }
 
 }  // namespace jobworker

@@ -25,7 +25,7 @@ tl::expected<void, std::string> BrokerLink::Use(UniqueFd socket) {
     client_.reset();
     return tl::unexpected(welcome ? "epoll_ctl failed" : welcome.error());
   }
-  jobs_.Reconcile();
+  jobs_.Reconcile(welcome->missing);
   asked_ = false;
   return {};
 }

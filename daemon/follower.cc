@@ -33,15 +33,17 @@ Follower::Follower(std::shared_ptr<Call> call, const FollowSpec& spec) : spec_(s
   cursor_.only = spec.only;
 }
 
-void Follower::Follow(std::shared_ptr<const JobView> job, WorkerResponse first) {
+bool Follower::Follow(std::shared_ptr<const JobView> job, WorkerResponse first, std::function<void()> left) {
   {
     const std::lock_guard lock(mutex_);
-    if (call_ == nullptr) return;
+    if (call_ == nullptr) return false;
+    left_ = std::move(left);
     job_ = std::move(job);
     job_->journal->Attach(&cursor_);
     first_ = std::move(first);
   }
   Advance();
+  return true;
 }
 
 void Follower::Refuse(const grpc::Status& status) {
@@ -68,6 +70,7 @@ void Follower::OnOver() {
   if (job_ == nullptr) return;
   job_->journal->Detach(&cursor_);
   job_->journal->Leave(shared_from_this());
+  left_();
 }
 
 // gRPC may send at once, on this thread, so it is not called with the lock held.

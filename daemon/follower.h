@@ -1,5 +1,6 @@
 // One stream of a job's output to one client.
 #pragma once
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,8 +25,9 @@ class Follower final : public CallHandler, public OutputReader, public std::enab
  public:
   Follower(std::shared_ptr<Call> call, const FollowSpec& spec);
 
-  // Exactly one of the two, once, from any thread. `first` becomes the first response; its offset is filled in.
-  void Follow(std::shared_ptr<const JobView> job, WorkerResponse first);
+  // Exactly one of the two, once, from any thread. `first` becomes the first response; its offset is filled in. False
+  // when the call is over already; otherwise `left` is called once it is, on another thread.
+  bool Follow(std::shared_ptr<const JobView> job, WorkerResponse first, std::function<void()> left);
   void Refuse(const grpc::Status& status);
 
   void OutputReady() override { Advance(); }
@@ -46,6 +48,7 @@ class Follower final : public CallHandler, public OutputReader, public std::enab
   std::mutex mutex_;            // guards the rest
   std::shared_ptr<Call> call_;  // none once it is over
   std::shared_ptr<const JobView> job_;
+  std::function<void()> left_;
   OutputCursor cursor_;
   bool begun_ = false;  // the first response is on its way
   bool writing_ = false;

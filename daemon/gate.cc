@@ -75,4 +75,11 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
   return *user;
 }
 
+int64_t Gate::CertificateEndsUs(const grpc::ServerContextBase& context) {
+  const auto authentication = context.auth_context();
+  if (authentication == nullptr) return 0;
+  const auto leaf = Property(*authentication, "x509_pem_cert");
+  return leaf.size() == 1 ? int64_t{CertificateEnd(leaf[0])} * 1'000'000 : 0;
+}
+
 }  // namespace jobworker

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <tl/expected.hpp>
+#include <vector>
 
 #include "daemon/authorizer.h"
 #include "daemon/identity.h"
@@ -24,6 +25,10 @@ class Gate {
   // UNIMPLEMENTED without a row, PERMISSION_DENIED without the row's right or with metadata that claims one. Every
   // decision is logged with its reason. From any thread.
   tl::expected<std::string, grpc::Status> Admit(const grpc::ServerContextBase& context, const MethodRow* row);
+
+  [[nodiscard]] std::vector<std::string_view> RightsOf(std::string_view user) const { return policy_.RightsOf(user); }
+  // When the caller's certificate ends, UTC, microseconds since 1970; 0 without one.
+  static int64_t CertificateEndsUs(const grpc::ServerContextBase& context);
 
   // How many calls came with metadata that claimed a right.
   [[nodiscard]] uint64_t forged() const { return forged_; }

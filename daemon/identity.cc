@@ -96,4 +96,11 @@ tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
   return name;
 }
 
+time_t CertificateEnd(std::string_view leaf_pem) {
+  const ClearErrors clear;
+  const Certificate leaf(PEM_read_bio_X509(Borrow(leaf_pem).get(), nullptr, nullptr, nullptr));
+  tm end{};
+  return leaf && ASN1_TIME_to_tm(X509_get0_notAfter(leaf.get()), &end) == 1 ? timegm(&end) : 0;
+}
+
 }  // namespace jobworker

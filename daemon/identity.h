@@ -32,4 +32,7 @@ tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
                                                     const std::vector<std::string_view>& common_names,
                                                     const TrustAnchors& anchors, time_t now);
 
+// When it ends; 0 when it cannot be read.
+time_t CertificateEnd(std::string_view leaf_pem);
+
 }  // namespace jobworker

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <csignal>
-#include <ctime>
 
+#include "daemon/clock.h"
 #include "daemon/log.h"
 
 namespace jobworker {
@@ -19,12 +19,6 @@ using std::chrono::microseconds, std::chrono::milliseconds;
 constexpr OutputStream kStreams[] = {OutputStream::kStdout, OutputStream::kStderr};
 constexpr size_t kTakeAtMost = size_t{1} << 20;  // of one pipe, before others have their turn
 constexpr milliseconds kTryAgain{100};           // when the kernel could not move a pipe's bytes
-
-uint64_t NowUs() {
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
-}
 
 void LogEnd(const JobResult& result) {
   constexpr std::string_view kWhat[] = {"code", "signal", "unknown"};
@@ -40,6 +34,22 @@ void LogEnd(const JobResult& result) {
 
 }  // namespace
 
+JobTable::JobTable(EventLoop& loop, const JobTableLimits& limits)
+    : loop_(loop),
+      limits_(limits),
+      deadlines_(loop,
+                 [this](const JobKey& key, StopKind kind) {
+                   const auto found = jobs_.find(key);
+                   if (found == jobs_.end() || found->second.phase != Phase::kRunning) return;
+                   DecideStop(key, found->second, {kind, SIGTERM, limits_.stop_grace});
+                 }),
+      retention_(limits.output) {}
+
+JobTable::Service JobTable::service() const {
+  if (closed_) return Service::kEnding;
+  return broker_ != nullptr && complete_ ? Service::kServing : Service::kAway;
+}
+
 void JobTable::Use(BrokerClient& broker, BrokerGone gone) {
   broker_ = &broker;
   broker_gone_ = std::move(gone);
@@ -47,8 +57,9 @@ void JobTable::Use(BrokerClient& broker, BrokerGone gone) {
   for (auto& [name, user] : users_) user.anchor = 0;  // it tells those that it has
 }
 
-void JobTable::Reconcile() {
+void JobTable::Reconcile(uint8_t missing) {
   complete_ = true;
+  missing_ = missing;
   std::vector<JobKey> lost;
   for (const auto& [key, entry] : jobs_) {
     if (entry.phase == Phase::kRunning && entry.greeting != greeting_) lost.push_back(key);
@@ -60,6 +71,7 @@ void JobTable::Reconcile() {
     exited.ended_us = NowUs();
     End(jobs_.at(key), exited);
   }
+  service_changed_();
 }
 
 void JobTable::Lose() {
@@ -79,13 +91,19 @@ void JobTable::Lose() {
   }
   for (const StartCallback& started : starts) started(tl::unexpected(JobFailure(NoJob::kGone)));
   for (const StopCallback& done : stops) done(tl::unexpected(NoJob::kGone));
+  questions_.Lose();
+  service_changed_();
 }
 
 void JobTable::Close() {
   complete_ = false;
+  closed_ = true;
   Lose();
+  for (const auto& [watch, done] : std::exchange(end_watches_, {})) done(tl::unexpected(NoJob::kGone));
   for (auto& [key, entry] : jobs_) {
     entry.view->journal->Abandon();
+    if (entry.view->input != nullptr) entry.view->input->Abandon();
+    deadlines_.Remove(key);
     for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
   }
 }
@@ -123,6 +141,10 @@ void JobTable::StopJob(const JobKey& key, const StopOrder& order, StopCallback d
   if (entry.phase == Phase::kEnded) return done(entry.view->result);
   if (broker_ == nullptr) return done(tl::unexpected(NoJob::kGone));
   entry.stop_waiters.push_back(std::move(done));
+  DecideStop(key, entry, order);
+}
+
+void JobTable::DecideStop(const JobKey& key, Entry& entry, const StopOrder& order) {
   const uint64_t now = NowUs();
   const uint64_t due =
       now + static_cast<uint64_t>(microseconds(order.signal == 0 ? milliseconds(0) : order.grace).count());
@@ -142,6 +164,7 @@ void JobTable::BeginStop(const JobKey& key, Entry& entry) {
   entry.view->phase = JobView::Phase::kEnding;
   // Before it is done: the next front end carries it on.
   entry.view->journal->SetStop(entry.stop);
+  if (broker_ == nullptr) return;  // OnJob
   if (entry.stop.signal != 0) broker_->SignalJob(key, entry.stop.signal);
   // A job that is stopped (SIGSTOP) takes nothing but SIGKILL before it goes on.
   if (entry.stop.signal != 0) broker_->SignalJob(key, SIGCONT);
@@ -190,6 +213,7 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
     for (const StartCallback& done : waiting) done(tl::unexpected(JobFailure(StageFailed{Stage::kPipe, EMFILE})));
     return;
   }
+  deadlines_.Add(started.key, entry.view->note, started.started_us);
   Log("job started", {{"user", started.key.user}, {"job", std::to_string(started.key.id)}});
   ForgetAnchor(started.key.user);
   if (entry.stop.kind != StopKind::kNone) BeginStop(started.key, entry);
@@ -220,6 +244,7 @@ void JobTable::Adopt(const Message& job, JobDescriptors descriptors) {
   user.last_id = std::max(user.last_id, job.key.id);
   if (job.key.id > user.anchor) ForgetAnchor(job.key.user);
   if (!view.note.request_key().empty()) user.by_request_key[view.note.request_key()] = job.key.id;
+  deadlines_.Add(job.key, view.note, job.started_us);
   Log("job taken over", {{"user", job.key.user},
                          {"job", std::to_string(job.key.id)},
                          {"output", std::to_string(view.journal->range().end)},
@@ -249,6 +274,9 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   }
   view.journal = opened ? std::move(*opened) : Journal::Unreadable(opened.error());
   (void)view.note.ParseFromString(view.journal->start().note);
+  if (job.has_stdin != 0 || view.journal->start().want_stdin != 0) {
+    view.input = std::make_shared<JobInput>(loop_, std::move(descriptors[kStdin]), view.journal);
+  }
   retention_.Add(job.key.user, *view.journal);
   if (!opened) return false;
   for (size_t i = 0; i < entry.pipes.size(); ++i) entry.pipes[i] = std::move(descriptors[i]);
@@ -292,7 +320,7 @@ void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
   switch (retention_.Check(key.user, *entry.view->journal)) {
     case Retention::Verdict::kGoOn: return;
     case Retention::Verdict::kKill:
-      if (entry.stop.kind == StopKind::kNone) StopJob(key, {StopKind::kOutputLimit, 0, {}}, [](const StopResult&) {});
+      if (entry.stop.kind == StopKind::kNone) DecideStop(key, entry, {StopKind::kOutputLimit, 0, {}});
       [[fallthrough]];
     case Retention::Verdict::kWait:
       for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
@@ -367,6 +395,7 @@ bool JobTable::Drain(Entry& entry) {
 
 void JobTable::OnFailed(const Failed& failed) {
   const auto found = jobs_.find(failed.key);
+  questions_.OnFailed(failed);
   if (failed.request != RequestType::kStart || found == jobs_.end()) return;  // a signal or a kill that came too late
   Entry& entry = found->second;
   UserJobs& user = users_[failed.key.user];
@@ -412,6 +441,9 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   // A broker that was restarted may know less than was known before.
   const std::optional<Exited> known = journal.end();
   entry.view->result = {known ? *known : exited, entry.stop};
+  StopState& stop = entry.view->result.stop;
+  const uint64_t ended_us = entry.view->result.exited.ended_us;
+  if (ended_us != 0 && stop.since_us > ended_us) stop = {};  // what had ended by then was not stopped
   entry.view->phase = JobView::Phase::kEnded;
   if (!known) {
     journal.SetEnd(exited);
@@ -421,6 +453,9 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   (void)retention_.Check(exited.key.user, journal);
   retention_.Ended(exited.key.user, journal);
   entry.phase = Phase::kEnded;
+  deadlines_.Remove(exited.key);
+  if (entry.view->input != nullptr) entry.view->input->End();
+  TellEnd(entry.view);
   for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(entry.view->result);
   // The broker keeps its record until then, so a front end that is restarted still learns of the job.
   users_[exited.key.user].ended.emplace(entry.view->result.exited.ended_us, exited.key.id);
@@ -428,6 +463,69 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   ForgetSurplus(exited.key.user);
   ForgetOld();
   ResumeJobs(exited.key.user);
+}
+
+void JobTable::TellEnd(const View& job) {
+  std::vector<EndCallback> told;
+  const auto begin = end_watches_.lower_bound({job->key, nullptr});
+  auto watch = begin;
+  for (; watch != end_watches_.end() && watch->first.first == job->key; ++watch) told.push_back(watch->second);
+  end_watches_.erase(begin, watch);
+  for (const EndCallback& done : told) done(job);
+}
+
+void JobTable::WatchEnd(const JobKey& key, const void* who, EndCallback done) {
+  const auto job = Find(key);
+  if (!job || (*job)->phase == JobView::Phase::kEnded) return done(job);
+  end_watches_[{key, who}] = std::move(done);
+}
+
+void JobTable::UnwatchEnd(const JobKey& key, const void* who) { end_watches_.erase({key, who}); }
+
+tl::expected<BrokerClient*, NoJob> JobTable::BrokerFor(const JobKey& key) const {
+  if (const auto job = Find(key); !job) return tl::unexpected(job.error());
+  if (broker_ == nullptr) return tl::unexpected(NoJob::kGone);
+  if (broker_->backlog() >= limits_.broker_backlog) return tl::unexpected(NoJob::kBusy);
+  return broker_;
+}
+
+void JobTable::SignalJob(const JobKey& key, uint8_t number, const SignalCallback& done) {
+  const auto broker = BrokerFor(key);
+  if (!broker) return done(tl::unexpected(broker.error()));
+  if (jobs_.at(key).phase == Phase::kEnded) return done(ESRCH);
+  questions_.Signal(**broker, key, number, [done](const int* error) {
+    done(error != nullptr ? tl::expected<int, NoJob>(*error) : tl::unexpected(NoJob::kGone));
+  });
+}
+
+void JobTable::Usage(const JobKey& key, const UsageCallback& done) {
+  const auto found = jobs_.find(key);
+  if (found != jobs_.end() && found->second.phase == Phase::kEnded)
+    return done(found->second.view->result.exited.counters);
+  const auto broker = BrokerFor(key);
+  if (!broker) return done(tl::unexpected(broker.error()));
+  questions_.Usage(**broker, key, [done](const Counters* counters) {
+    done(counters != nullptr ? tl::expected<Counters, NoJob>(*counters) : tl::unexpected(NoJob::kGone));
+  });
+}
+
+tl::expected<bool, NoJob> JobTable::RemoveJob(const JobKey& key) {
+  const auto job = Find(key);
+  if (!job) return tl::unexpected(job.error());
+  if ((*job)->phase != JobView::Phase::kEnded) return false;
+  Forget(key);
+  return true;
+}
+
+tl::expected<void, NoJob> JobTable::Visit(const std::string& user, uint64_t below,
+                                          const std::function<bool(const JobView&)>& visit) const {
+  if (!complete_) return tl::unexpected(NoJob::kGone);
+  for (auto job = jobs_.lower_bound({user, below}); job != jobs_.begin();) {
+    --job;
+    if (job->first.user != user) break;
+    if (job->second.view != nullptr && !visit(*job->second.view)) break;
+  }
+  return {};
 }
 
 void JobTable::ForgetSurplus(const std::string& user) {

@@ -11,14 +11,17 @@
 #include <vector>
 
 #include "daemon/broker_client.h"
+#include "daemon/broker_questions.h"
 #include "daemon/event_loop.h"
+#include "daemon/job_deadlines.h"
+#include "daemon/job_input.h"
 #include "daemon/journal.h"
 #include "daemon/retention.h"
 #include "job_note.pb.h"
 
 namespace jobworker {
 
-// How a job ended, and what had been decided before.
+// How a job ended, and the stop that had been decided before its main process ended.
 struct JobResult {
   Exited exited;
   StopState stop;
@@ -34,6 +37,7 @@ struct JobView {
   std::shared_ptr<Journal> journal;  // and, in its start(), what was asked for
   // Of the loop's thread.
   enum class Phase { kRunning, kEnding, kEnded } phase = Phase::kRunning;  // kEnding: a stop has begun
+  std::shared_ptr<JobInput> input;                                         // none without want_stdin
   // Set before the journal is closed, and then for good: read it after Read said kEnd.
   JobResult result;
 };
@@ -67,16 +71,21 @@ class JobTable : public BrokerEvents {
   using StopResult = tl::expected<JobResult, NoJob>;
   using StopCallback = std::function<void(const StopResult&)>;
 
-  JobTable(EventLoop& loop, const JobTableLimits& limits) : loop_(loop), limits_(limits), retention_(limits.output) {}
+  JobTable(EventLoop& loop, const JobTableLimits& limits);
 
   // The broker's client, which reports to this table, until Lose. `gone` is told when it has lost its connection.
   using BrokerGone = std::function<void(const std::string& why)>;
   void Use(BrokerClient& broker, BrokerGone gone);
   // After the client's Greet: what lived when there was a broker last, and is not there now, is lost.
-  void Reconcile();
+  // `missing`: the controllers that do not act on jobs that start now.
+  void Reconcile(uint8_t missing = 0);
   // There is no broker: starts and stops are refused until there is one again, but output goes on.
   void Lose();
-  [[nodiscard]] bool has_broker() const { return broker_ != nullptr; }
+  [[nodiscard]] uint8_t missing() const { return missing_; }
+  // Whether jobs can be started now. `changed` is told whenever that changes, and once more when this server ends.
+  enum class Service { kAway, kServing, kEnding };
+  [[nodiscard]] Service service() const;
+  void OnService(std::function<void()> changed) { service_changed_ = std::move(changed); }
 
   // `start` with the user's next id in its key, unless the user has a job with the note's request key: then that one.
   void StartJob(const std::string& user, Start start, const JobNote& note, StartCallback done);
@@ -90,6 +99,24 @@ class JobTable : public BrokerEvents {
   };
   void StopJob(const JobKey& key, const StopOrder& order, StopCallback done);
   [[nodiscard]] std::chrono::milliseconds stop_grace() const { return limits_.stop_grace; }
+  // To the main process. Tells what kill(2) would: 0 or an errno, ESRCH once that process has ended.
+  using SignalCallback = std::function<void(const tl::expected<int, NoJob>&)>;
+  void SignalJob(const JobKey& key, uint8_t number, const SignalCallback& done);
+  // The counters of the job's cgroup as they are now, or were at its end.
+  using UsageCallback = std::function<void(const tl::expected<Counters, NoJob>&)>;
+  void Usage(const JobKey& key, const UsageCallback& done);
+  // Forgets an ended job. False when it has not ended.
+  tl::expected<bool, NoJob> RemoveJob(const JobKey& key);
+  // The user's jobs with ids below `below`, newest first, as long as `visit` says true.
+  tl::expected<void, NoJob> Visit(const std::string& user, uint64_t below,
+                                  const std::function<bool(const JobView&)>& visit) const;
+  // `done` is told when the job has ended, at once if it has. `who` names the watch, for UnwatchEnd.
+  using EndCallback = std::function<void(const tl::expected<View, NoJob>&)>;
+  void WatchEnd(const JobKey& key, const void* who, EndCallback done);
+  void UnwatchEnd(const JobKey& key, const void* who);
+  // A stream of its user's follows the job, and no longer: for its lease.
+  void Follow(const JobKey& key) { deadlines_.Follow(key); }
+  void Leave(const JobKey& key) { deadlines_.Leave(key); }
   // Everybody who waits is told kGone, and so is everybody who comes. The jobs are left as they are.
   void Close();
   [[nodiscard]] const Retention& retention() const { return retention_; }
@@ -98,7 +125,7 @@ class JobTable : public BrokerEvents {
   void OnStarted(const Started& started, JobDescriptors descriptors) override;
   void OnFailed(const Failed& failed) override;
   void OnExited(const Exited& exited) override;
-  void OnUsage(const UsageIs&) override {}
+  void OnUsage(const UsageIs& usage) override { questions_.OnUsage(usage); }
   void OnBrokerGone(const std::string& why) override { broker_gone_(why); }
 
  private:
@@ -139,9 +166,12 @@ class JobTable : public BrokerEvents {
   void HeedProgress(const std::string& user);
   void ResumeJobs(const std::string& user);
   void ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each);
+  tl::expected<BrokerClient*, NoJob> BrokerFor(const JobKey& key) const;
+  void DecideStop(const JobKey& key, Entry& entry, const StopOrder& order);
   void BeginStop(const JobKey& key, Entry& entry);
   void KillAt(const JobKey& key, const StopState& stop);
   void End(Entry& entry, const Exited& exited);
+  void TellEnd(const View& job);
   void Forget(const JobKey& key);
   [[nodiscard]] bool IsNewest(const JobKey& key) const;
   void ForgetRequestKey(const std::string& user, const std::string& note);
@@ -154,7 +184,13 @@ class JobTable : public BrokerEvents {
   BrokerGone broker_gone_;
   BrokerClient* broker_ = nullptr;  // none while it is away
   bool complete_ = false;           // a broker has told all its jobs, and this server is not ending
-  uint64_t greeting_ = 0;           // counts the brokers that were met
+  bool closed_ = false;
+  uint64_t greeting_ = 0;  // counts the brokers that were met
+  uint8_t missing_ = 0;
+  std::function<void()> service_changed_ = [] {};
+  BrokerQuestions questions_;
+  JobDeadlines deadlines_;
+  std::map<std::pair<JobKey, const void*>, EndCallback> end_watches_;
   Retention retention_;
   Jobs jobs_;
   std::map<std::string, UserJobs> users_;

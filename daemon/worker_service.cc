@@ -1,176 +1,20 @@
 #include "daemon/worker_service.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 
-#include <charconv>
-#include <csignal>
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "daemon/api.h"
-#include "daemon/because.h"
-#include "daemon/command_line.h"
+#include "daemon/clock.h"
+#include "daemon/input_call.h"
+#include "daemon/job_waiter.h"
 #include "daemon/log.h"
+#include "daemon/reflection.h"
+#include "daemon/requests.h"
 
 namespace jobworker {
-
-namespace {
-
-constexpr size_t kMaxRequestKey = 64;
-constexpr uint64_t kMaxGraceMs = 3'600'000;
-
-tl::expected<void, std::string> CheckStrings(const char* field, const std::vector<std::string>& strings,
-                                             size_t max_count, size_t max_bytes) {
-  size_t bytes = 0;
-  for (const std::string& string : strings) {
-    bytes += string.size();
-    if (string.find('\0') != std::string::npos) return Because(fmt::format("{}: a NUL byte in it", field));
-  }
-  if (strings.size() > max_count || bytes > max_bytes) {
-    return Because(fmt::format("{}: {} strings with {} bytes; at most {} with {} bytes are taken", field,
-                               strings.size(), bytes, max_count, max_bytes));
-  }
-  return {};
-}
-
-std::string PathOf(const Start& start) {
-  std::string path = "/usr/local/bin:/usr/bin:/bin";
-  for (const std::string& entry : start.env) {
-    if (entry.rfind("PATH=", 0) == 0) path = entry.substr(5);
-  }
-  return path;
-}
-
-std::string ExecFailure(int error, const Start& start) {
-  const std::string& command = start.argv[0];
-  const bool searched = command.find('/') == std::string::npos;
-  if (error == ENOENT && searched) {
-    return fmt::format("command '{}' was not found in PATH ({})", command, PathOf(start));
-  }
-  if (error == ENOENT) return fmt::format("command '{}' does not exist, or the interpreter it names does not", command);
-  if (error == EACCES) return fmt::format("command '{}' is not an executable file that you may run", command);
-  return fmt::format("command '{}' cannot be executed: {}", command, strerror(error));
-}
-
-std::string StopSentence(const JobResult& result) {
-  const Exited& exited = result.exited;
-  const char* name = exited.cause == EndCause::kSignalled ? sigdescr_np(exited.value) : nullptr;
-  const bool stopped = result.stop.kind != StopKind::kNone;
-  if (exited.cause == EndCause::kUnknown)
-    return fmt::format("job {} is gone; how it ended is not known\n", exited.key.id);
-  return fmt::format("job {} {}: {} {}{}\n", exited.key.id, stopped ? "is stopped" : "had ended before",
-                     exited.cause == EndCause::kExited ? "exit code" : "signal", exited.value,
-                     name != nullptr ? fmt::format(" ({})", name) : "");
-}
-
-}  // namespace
-
-tl::expected<JobSpec, std::string> ReadStartRequest(const WorkerStartRequest& request) {
-  JobSpec spec;
-  auto& [key, limits, argv, env, directory, note, want_stdin] = spec.start;
-  env.assign(request.env().begin(), request.env().end());
-  if (request.args().empty()) {
-    auto words = SplitWords(request.command());
-    if (!words) return Because("command: " + words.error());
-    argv = std::move(*words);
-  } else {
-    argv.push_back(request.command());
-    argv.insert(argv.end(), request.args().begin(), request.args().end());
-  }
-  if (argv.empty() || argv[0].empty()) return Because("command: it is empty; name a program to run");
-  const auto good_argv = CheckStrings("command and args", argv, kMaxArguments, kMaxArgumentBytes);
-  if (!good_argv) return Because(good_argv.error());
-  const auto good_env = CheckStrings("env", env, kMaxEnvironment, kMaxEnvironmentBytes);
-  if (!good_env) return Because(good_env.error());
-  for (const std::string& entry : env) {
-    if (entry.find('=') == std::string::npos || entry[0] == '=') return Because("env: an entry is not NAME=VALUE");
-  }
-  if (request.request_key().size() > kMaxRequestKey) {
-    return Because(fmt::format("request_key: it has {} bytes; at most {} are taken", request.request_key().size(),
-                               kMaxRequestKey));
-  }
-  spec.note.set_request_key(request.request_key());
-  return spec;
-}
-
-tl::expected<uint64_t, std::string> ReadJobId(const std::string& text) {
-  uint64_t id = 0;
-  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), id);
-  if (code != std::errc() || end != text.data() + text.size() || text[0] == '0') {
-    return Because("pid: a job's id is a decimal number from 1 to 18446744073709551615");
-  }
-  return id;
-}
-
-tl::expected<FollowSpec, std::string> ReadFollowRequest(const WorkerPIDRequest& request) {
-  FollowSpec spec;
-  const int begins =
-      (request.offset() != 0 ? 1 : 0) + (request.has_tail_bytes() ? 1 : 0) + (request.has_tail_lines() ? 1 : 0);
-  if (begins > 1) return Because("offset, tail_bytes and tail_lines: at most one of them can be given");
-  spec.offset = request.offset();
-  if (request.has_tail_bytes()) spec.tail_bytes = request.tail_bytes();
-  if (request.has_tail_lines()) spec.tail_lines = request.tail_lines();
-  if (!WorkerPIDRequest::Streams_IsValid(request.streams())) return Because("streams: it is none of those there are");
-  if (request.streams() != WorkerPIDRequest::BOTH) {
-    const bool out = request.streams() == WorkerPIDRequest::ONLY_STDOUT;
-    spec.only = out ? OutputStream::kStdout : OutputStream::kStderr;
-  }
-  spec.no_follow = request.no_follow();
-  return spec;
-}
-
-tl::expected<JobTable::StopOrder, std::string> ReadStopRequest(const WorkerPIDRequest& request,
-                                                               std::chrono::milliseconds default_grace) {
-  if (request.signal() < 0 || request.signal() > 64) {
-    return Because(fmt::format("signal: {} is none; from 1 to 64, or 0 for SIGTERM", request.signal()));
-  }
-  if (request.grace_ms() > kMaxGraceMs) {
-    return Because(fmt::format("grace_ms: {} is more than an hour ({})", request.grace_ms(), kMaxGraceMs));
-  }
-  JobTable::StopOrder order;
-  order.signal = static_cast<uint8_t>(request.now() ? 0 : request.signal() == 0 ? SIGTERM : request.signal());
-  order.grace = request.has_grace_ms() ? std::chrono::milliseconds(request.grace_ms()) : default_grace;
-  return order;
-}
-
-// Word for word the same for another user's job as for one that never was.
-grpc::Status NoJobStatus(NoJob why) {
-  switch (why) {
-    case NoJob::kUnknown: return {grpc::StatusCode::NOT_FOUND, "you have no job with this id"};
-    case NoJob::kBusy:
-      return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many requests wait for the broker; try again in a moment"};
-    case NoJob::kGone: break;
-  }
-  return {grpc::StatusCode::UNAVAILABLE, "the server is being stopped, or its broker is gone; try again later"};
-}
-
-grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& user, const Start& start) {
-  if (const NoJob* none = std::get_if<NoJob>(&failure)) return NoJobStatus(*none);
-  const StageFailed failed = std::get<StageFailed>(failure);
-  if (failed.stage == Stage::kUser) {
-    return {grpc::StatusCode::PERMISSION_DENIED, fmt::format("user '{}' is not in the broker's users list", user)};
-  }
-  if (failed.stage == Stage::kJobs) {
-    return {grpc::StatusCode::RESOURCE_EXHAUSTED,
-            fmt::format("user '{}' has as many jobs as the users list allows (jobs=)", user)};
-  }
-  if (failed.error == EAGAIN) {
-    return {grpc::StatusCode::RESOURCE_EXHAUSTED,
-            fmt::format("the limit of processes of user '{}' is reached (pids=); stop a job first", user)};
-  }
-  if (failed.error == EMFILE || failed.error == ENFILE || failed.error == ENOMEM || failed.error == ENOSPC) {
-    return {grpc::StatusCode::RESOURCE_EXHAUSTED, fmt::format("the server's host is short of something: {}: {}",
-                                                              StageName(failed.stage), strerror(failed.error))};
-  }
-  StartFailure detail;
-  detail.set_stage(std::string(StageName(failed.stage)));
-  detail.set_error(failed.error);
-  const std::string message =
-      failed.stage == Stage::kExec
-          ? ExecFailure(failed.error, start)
-          : fmt::format("the job could not be started: {}: {}", StageName(failed.stage), strerror(failed.error));
-  return {grpc::StatusCode::FAILED_PRECONDITION, message, detail.SerializeAsString()};
-}
 
 namespace {
 
@@ -193,29 +37,65 @@ class RequestHandler : public CallHandler {
 
 }  // namespace
 
+WorkerService::WorkerService(Gate& gate, EventLoop& loop, JobTable& jobs, bool reflection)
+    : gate_(gate), loop_(loop), jobs_(jobs), reflection_(reflection), health_(loop, jobs), started_us_(NowUs()) {}
+
 void WorkerService::Answer(const CallPtr& call) {
   const MethodRow* const row = FindMethod(call->method());
   const auto user = gate_.Admit(call->context(), row);
   if (!user) return call->Finish(user.error());
   switch (row->method) {
-    case Method::kJobStart: return Read<WorkerStartRequest>(call, *user, &WorkerService::JobStart);
-    case Method::kJobStop: return Read<WorkerPIDRequest>(call, *user, &WorkerService::JobStop);
-    case Method::kJobQuery: return Read<WorkerPIDRequest>(call, *user, &WorkerService::JobQuery);
+    case Method::kJobStart: return Read(call, *user, &WorkerService::JobStart);
+    case Method::kJobStop: return Read(call, *user, &WorkerService::JobStop);
+    case Method::kJobSignal: return Read(call, *user, &WorkerService::JobSignal);
+    case Method::kJobRemove: return Read(call, *user, &WorkerService::JobRemove);
+    case Method::kJobQuery: return Read(call, *user, &WorkerService::JobQuery);
+    case Method::kJobInput: return Handle(call, std::make_shared<InputCall>(loop_, call, jobs_, *user));
+    case Method::kJobStatusOf: return Read(call, *user, &WorkerService::JobStatusOf);
+    case Method::kJobList: return Read(call, *user, &WorkerService::JobList);
+    case Method::kJobWait: return Read(call, *user, &WorkerService::JobWait);
+    case Method::kWhoAmI: return Read(call, *user, &WorkerService::WhoAmI);
+    case Method::kServerVersion: return Read(call, *user, &WorkerService::ServerVersion);
+    case Method::kHealthCheck: return Read(call, *user, &WorkerService::HealthCheck);
+    case Method::kHealthWatch: return Read(call, *user, &WorkerService::HealthWatch);
+    case Method::kReflect:
+      if (reflection_) return Handle(call, std::make_shared<Reflection>(call));
+      return call->Finish({grpc::StatusCode::UNIMPLEMENTED, "reflection is off; jobserver --reflection turns it on"});
   }
+}
+
+void WorkerService::Handle(const CallPtr& call, std::shared_ptr<CallHandler> handler) {
+  call->Use(std::move(handler));
+  call->ReadNext();
 }
 
 template <class Request>
 void WorkerService::Read(const CallPtr& call, const std::string& user,
                          void (WorkerService::*then)(const CallPtr&, const std::string&, const Request&)) {
-  call->Use(std::make_shared<RequestHandler<Request>>(
-      call,
-      [this, user, then](const CallPtr& reader, const Request& request) { (this->*then)(reader, user, request); }));
-  call->ReadNext();
+  Handle(call, std::make_shared<RequestHandler<Request>>(
+                   call, [this, user, then](const CallPtr& reader, const Request& request) {
+                     (this->*then)(reader, user, request);
+                   }));
 }
 
 void WorkerService::RefuseRequest(const CallPtr& call, const std::string& user, const std::string& why) {
   Log("invalid request", {{"method", call->method()}, {"user", user}, {"reason", why}});
   call->Finish({grpc::StatusCode::INVALID_ARGUMENT, why});
+}
+
+// A follower of a job of its user's, which holds up the job's lease.
+void WorkerService::Follow(const std::shared_ptr<Follower>& follower, const JobTable::View& job) {
+  const JobKey key = job->key;
+  const auto left = [this, key] { loop_.Post([this, key] { jobs_.Leave(key); }); };
+  if (follower->Follow(job, ToFirstResponse(jobs_, *job), left)) jobs_.Follow(key);
+}
+
+// Goes on with the job's key on the loop's thread.
+void WorkerService::WithJob(const CallPtr& call, const std::string& user, const std::string& pid,
+                            std::function<void(const JobKey&)> then) {
+  const auto id = ReadJobId(pid);
+  if (!id) return RefuseRequest(call, user, id.error());
+  loop_.Post([key = JobKey{user, *id}, then = std::move(then)] { then(key); });
 }
 
 void WorkerService::JobStart(const CallPtr& call, const std::string& user, const WorkerStartRequest& request) {
@@ -225,7 +105,7 @@ void WorkerService::JobStart(const CallPtr& call, const std::string& user, const
   call->Use(follower);
   loop_.Post([this, follower, user, spec = std::move(*spec)] {
     jobs_.StartJob(user, spec.start, spec.note, [this, follower, user, start = spec.start](const auto& started) {
-      if (started) return follower->Follow(*started, ToFirstResponse(jobs_, **started));
+      if (started) return Follow(follower, *started);
       follower->Refuse(StartFailedStatus(started.error(), user, start));
     });
   });
@@ -246,16 +126,14 @@ void WorkerService::JobQuery(const CallPtr& call, const std::string& user, const
       return follower->Refuse({grpc::StatusCode::INVALID_ARGUMENT,
                                fmt::format("offset: {} is beyond the job's output, which ends at {}", offset, end)});
     }
-    follower->Follow(*job, ToFirstResponse(jobs_, **job));
+    Follow(follower, *job);
   });
 }
 
 void WorkerService::JobStop(const CallPtr& call, const std::string& user, const WorkerPIDRequest& request) {
-  const auto id = ReadJobId(request.pid());
-  if (!id) return RefuseRequest(call, user, id.error());
   const auto order = ReadStopRequest(request, jobs_.stop_grace());
   if (!order) return RefuseRequest(call, user, order.error());
-  loop_.Post([this, call, key = JobKey{user, *id}, order = *order] {
+  WithJob(call, user, request.pid(), [this, call, order = *order](const JobKey& key) {
     jobs_.StopJob(key, order, [this, call, key](const JobTable::StopResult& result) {
       if (!result) return call->Finish(NoJobStatus(result.error()));
       const auto job = jobs_.Find(key);
@@ -266,6 +144,154 @@ void WorkerService::JobStop(const CallPtr& call, const std::string& user, const 
       call->WriteAndFinish(ToBuffer(response));
     });
   });
+}
+
+namespace {
+
+const grpc::Status kHasEnded{grpc::StatusCode::FAILED_PRECONDITION, "the job has ended"};
+
+void Say(const std::shared_ptr<Call>& call, const JobKey& key, const std::string& sentence) {
+  WorkerResponse response;
+  response.set_pid(std::to_string(key.id));
+  response.set_log(sentence + "\n");
+  call->WriteAndFinish(ToBuffer(response));
+}
+
+}  // namespace
+
+void WorkerService::JobSignal(const CallPtr& call, const std::string& user, const WorkerPIDRequest& request) {
+  const auto signal = ReadSignal(request);
+  if (!signal) return RefuseRequest(call, user, signal.error());
+  WithJob(call, user, request.pid(), [this, call, number = *signal](const JobKey& key) {
+    jobs_.SignalJob(key, number, [call, key, number](const tl::expected<int, NoJob>& error) {
+      if (!error) return call->Finish(NoJobStatus(error.error()));
+      if (*error == ESRCH) return call->Finish(kHasEnded);
+      if (*error != 0) {
+        return call->Finish({grpc::StatusCode::FAILED_PRECONDITION,
+                             fmt::format("signal {} was not sent: {}", number, strerror(*error))});
+      }
+      Log("job signalled", {{"user", key.user}, {"job", std::to_string(key.id)}, {"signal", std::to_string(number)}});
+      const char* const name = sigdescr_np(number);
+      Say(call, key,
+          fmt::format("job {} got signal {}{}", key.id, number, name != nullptr ? fmt::format(" ({})", name) : ""));
+    });
+  });
+}
+
+void WorkerService::JobRemove(const CallPtr& call, const std::string& user, const WorkerPIDRequest& request) {
+  WithJob(call, user, request.pid(), [this, call](const JobKey& key) {
+    const auto removed = jobs_.RemoveJob(key);
+    if (!removed) return call->Finish(NoJobStatus(removed.error()));
+    if (!*removed) {
+      return call->Finish(
+          {grpc::StatusCode::FAILED_PRECONDITION, "the job has not ended; stop it first, or wait for its end"});
+    }
+    Log("job removed", {{"user", key.user}, {"job", std::to_string(key.id)}});
+    Say(call, key, fmt::format("job {} and its output are forgotten", key.id));
+  });
+}
+
+void WorkerService::JobStatusOf(const CallPtr& call, const std::string& user, const WorkerPIDRequest& request) {
+  WithJob(call, user, request.pid(), [this, call](const JobKey& key) {
+    const auto job = jobs_.Find(key);
+    if (!job) return call->Finish(NoJobStatus(job.error()));
+    jobs_.Usage(key, [this, call, job = *job](const tl::expected<Counters, NoJob>& usage) {
+      if (!usage) return call->Finish(NoJobStatus(usage.error()));
+      JobStatus status = ToJobStatus(jobs_, *job);
+      *status.mutable_usage() = ToResourceUsage(*usage);
+      call->WriteAndFinish(ToBuffer(status));
+    });
+  });
+}
+
+namespace {
+
+bool Matches(const ListSpec& spec, const JobView& job) {
+  if (!spec.states.empty() && spec.states.count(StateOf(job)) == 0) return false;
+  const auto& labels = job.note.labels();
+  return std::all_of(spec.labels.begin(), spec.labels.end(), [&](const auto& wanted) {
+    const auto label = labels.find(wanted.first);
+    return label != labels.end() && label->second == wanted.second;
+  });
+}
+
+}  // namespace
+
+void WorkerService::JobList(const CallPtr& call, const std::string& user, const JobListRequest& request) {
+  const auto spec = ReadListRequest(request);
+  if (!spec) return RefuseRequest(call, user, spec.error());
+  loop_.Post([this, call, user, spec = *spec] {
+    constexpr size_t kMaxAnswer = size_t{1} << 20, kMaxJobOverhead = 16;
+    JobListResponse response;
+    size_t bytes = 0;
+    const auto visited = jobs_.Visit(user, spec.below, [&](const JobView& job) {
+      if (!Matches(spec, job)) return true;
+      JobStatus status = ToJobStatus(jobs_, job);
+      bytes += status.ByteSizeLong() + kMaxJobOverhead;
+      if (response.jobs_size() > 0 &&
+          (static_cast<size_t>(response.jobs_size()) == spec.page_size || bytes > kMaxAnswer)) {
+        response.set_next_page_token(response.jobs(response.jobs_size() - 1).pid());
+        return false;
+      }
+      *response.add_jobs() = std::move(status);
+      return true;
+    });
+    if (!visited) return call->Finish(NoJobStatus(visited.error()));
+    call->WriteAndFinish(ToBuffer(response));
+  });
+}
+
+void WorkerService::JobWait(const CallPtr& call, const std::string& user, const JobWaitRequest& request) {
+  const auto ids = ReadWaitRequest(request);
+  if (!ids) return RefuseRequest(call, user, ids.error());
+  std::vector<JobKey> keys;
+  for (const uint64_t id : *ids) keys.push_back({user, id});
+  const auto waiter = std::make_shared<JobWaiter>(loop_, call, jobs_, std::move(keys), request.any());
+  call->Use(waiter);
+  loop_.Post([waiter] { waiter->Begin(); });
+}
+
+void WorkerService::WhoAmI(const CallPtr& call, const std::string& user, const WhoAmIRequest&) {
+  WhoAmIResponse response;
+  response.set_user(user);
+  for (const std::string_view right : gate_.RightsOf(user)) response.add_rights(std::string(right));
+  response.set_certificate_ends_us(Gate::CertificateEndsUs(call->context()));
+  loop_.Post([this, call, user, response = std::move(response)]() mutable {
+    const auto visited = jobs_.Visit(user, UINT64_MAX, [&](const JobView& job) {
+      const bool ended = job.phase == JobView::Phase::kEnded;
+      ended ? response.set_jobs_ended(response.jobs_ended() + 1) : response.set_jobs_live(response.jobs_live() + 1);
+      return true;
+    });
+    if (!visited) return call->Finish(NoJobStatus(visited.error()));
+    response.set_output_held(jobs_.retention().HeldBy(user));
+    response.set_output_limit(jobs_.retention().limits().per_user);
+    call->WriteAndFinish(ToBuffer(response));
+  });
+}
+
+void WorkerService::ServerVersion(const CallPtr& call, const std::string&, const ServerVersionRequest&) {
+  loop_.Post([this, call] {
+    ServerVersionResponse response;
+    response.set_version(JOBWORKER_VERSION);
+    response.set_api(kApiVersion);
+    response.set_broker_protocol(kProtocolVersion);
+    response.set_started_us(static_cast<int64_t>(started_us_));
+    response.set_broker_connected(jobs_.service() == JobTable::Service::kServing);
+    for (const std::string& name : ControllerNames(jobs_.missing())) response.add_unenforced(name);
+    call->WriteAndFinish(ToBuffer(response));
+  });
+}
+
+void WorkerService::HealthCheck(const CallPtr& call, const std::string&,
+                                const grpc::health::v1::HealthCheckRequest& request) {
+  loop_.Post([this, call, request] { health_.Check(call, request); });
+}
+
+void WorkerService::HealthWatch(const CallPtr& call, const std::string&,
+                                const grpc::health::v1::HealthCheckRequest& request) {
+  const auto watcher = health_.Watch(call, request);
+  call->Use(watcher);
+  loop_.Post([watcher] { watcher->Begin(); });
 }
 
 }  // namespace jobworker

@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <set>
+#include <string>
 
 #include "tests/unit/temporary_directory.h"
 
@@ -19,18 +21,44 @@ void ExpectError(const tl::expected<Policy, std::string>& policy, const std::str
   EXPECT_NE(policy.error().find(part), std::string::npos) << policy.error();
 }
 
-TEST(Methods, HaveOneRowAndOneRightEach) {
-  std::set<std::string_view> names;
-  std::set<std::string_view> rights;
-  for (const MethodRow& row : kMethods) {
+std::string PathOf(const MethodRow& row) { return "/" + std::string(row.service) + "/" + std::string(row.name); }
+
+TEST(Methods, HaveOneRowEach) {
+  std::set<std::string> paths;
+  for (size_t i = 0; i < kMethods.size(); ++i) {
+    const MethodRow& row = kMethods.at(i);
+    EXPECT_EQ(row.method, static_cast<Method>(i));
     EXPECT_EQ(FindMethod(row.method), &row);
-    EXPECT_TRUE(row.right.starts_with(kRightPrefix));
-    names.insert(row.name);
-    rights.insert(row.right);
+    EXPECT_EQ(FindMethod(PathOf(row)), &row);
+    EXPECT_TRUE(row.right.empty() || std::count(kRights.begin(), kRights.end(), row.right) == 1) << row.name;
+    paths.insert(PathOf(row));
   }
-  EXPECT_EQ(names.size(), std::size(kAll));
-  EXPECT_EQ(rights.size(), std::size(kAll));
-  for (const Method method : kAll) EXPECT_NE(FindMethod(method), nullptr);
+  EXPECT_EQ(paths.size(), kMethods.size());
+  for (const std::string_view right : kRights) EXPECT_TRUE(right.starts_with(kRightPrefix));
+}
+
+TEST(Methods, AreFoundByTheirWholePathOnly) {
+  for (const char* path :
+       {"", "/", "//", "Worker/JobStart", "/Worker/", "/Worker", "/Worker/JobStart/", "//Worker/JobStart", "/JobStart",
+        "/Worker/jobstart", "/Worker/Check", "/Health/Check", "/grpc.health.v1.Health/JobStart",
+        "/Worker/Worker/JobStart", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"}) {
+    EXPECT_EQ(FindMethod(path), nullptr) << path;
+  }
+}
+
+TEST(Methods, WithoutARightAreEverybodys) {
+  for (const MethodRow& row : kMethods) {
+    EXPECT_EQ(Policy::BuiltIn().Allows("nobody-of-the-policy", row.method), row.right.empty()) << row.name;
+    EXPECT_EQ(Policy::BuiltIn().Allows("carl", row.method), row.right.empty()) << row.name;
+    EXPECT_TRUE(Policy::BuiltIn().Allows("alice", row.method)) << row.name;
+  }
+}
+
+TEST(Policy, TellsARightsHolderInOneOrder) {
+  const auto policy = Policy::Parse("dora allow_query allow_start\ncarl");
+  EXPECT_EQ(policy->RightsOf("dora"), (std::vector<std::string_view>{kStartRight, kQueryRight}));
+  EXPECT_TRUE(policy->RightsOf("carl").empty());
+  EXPECT_TRUE(policy->RightsOf("nobody").empty());
 }
 
 TEST(Methods, AreFoundByTheirPathAndNothingLikeIt) {

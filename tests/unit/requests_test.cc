@@ -1,5 +1,5 @@
 // What the methods' requests ask for, and what is refused before anybody acts on it.
-#include "daemon/worker_service.h"
+#include "daemon/requests.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,36 @@
+// What the broker is asked and answers, in the order of the questions.
+#pragma once
+#include <deque>
+#include <functional>
+
+#include "daemon/broker_client.h"
+
+namespace jobworker {
+
+// On the loop's thread. Each callback is called once; with nothing when the broker is gone before it has answered.
+class BrokerQuestions {
+ public:
+  using UsageCallback = std::function<void(const Counters*)>;
+  using SignalCallback = std::function<void(const int* error)>;  // 0 or an errno
+
+  void Usage(BrokerClient& broker, const JobKey& key, UsageCallback done);
+  // The broker is silent when a signal was sent, so a question follows that it answers.
+  void Signal(BrokerClient& broker, const JobKey& key, uint8_t number, SignalCallback done);
+
+  // A signal's failure. One that was sent for a stop may be told here too: it fails for the same reason.
+  void OnFailed(const Failed& failed);
+  void OnUsage(const UsageIs& usage);
+  // There is nobody any more who would answer.
+  void Lose();
+
+ private:
+  struct Question {
+    JobKey key;
+    UsageCallback usage;
+    SignalCallback signal;
+    int error = 0;
+  };
+  std::deque<Question> questions_;
+};
+
+}  // namespace jobworker
