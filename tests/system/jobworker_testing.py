@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     skip(f'{error}; install python3-grpcio, python3-protobuf and python3-cryptography')
 
-HANG = 120
+HANG = 15
 SOURCE = os.path.realpath(os.path.join(os.path.dirname(__file__), '../..'))
 
 
