@@ -81,6 +81,7 @@ class JobTable : public BrokerEvents {
   void Reconcile(uint8_t missing = 0);
   // There is no broker: starts and stops are refused until there is one again, but output goes on.
   void Lose();
+  [[nodiscard]] bool has_broker() const { return broker_ != nullptr; }
   [[nodiscard]] uint8_t missing() const { return missing_; }
   // Whether jobs can be started now. `changed` is told whenever that changes, and once more when this server ends.
   enum class Service { kAway, kServing, kEnding };
