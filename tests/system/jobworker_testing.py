@@ -248,8 +248,8 @@ class Site:
 
     def broker_pids(self):
         """The guardian, and the broker that it guards."""
-        guardian, = children_of(self.server.pid, 'jobbroker')
-        broker, = children_of(guardian, 'jobbroker')
+        broker, = children_of(self.server.pid, 'jobbroker')
+        guardian, = children_of(broker, 'jobbroker')
         return guardian, broker
 
     def left_over(self):

@@ -63,18 +63,18 @@ TEST(Policy, TellsARightsHolderInOneOrder) {
 
 TEST(Methods, AreFoundByTheirPathAndNothingLikeIt) {
   for (const MethodRow& row : kMethods) {
-    const std::string path = "/Worker/" + std::string(row.name);
+    const std::string service(row.service), path = "/" + service + "/" + std::string(row.name);
     EXPECT_EQ(FindMethod(path), &row);
     for (const std::string& other :
          {path + "/", path + " ", path + std::string(1, '\0'), "/" + path, path.substr(1),
-          path.substr(0, path.size() - 1), "/worker/" + std::string(row.name), "/Worker//" + std::string(row.name),
-          "/jobworker.Worker/" + std::string(row.name), std::string(row.name), path + "?x",
-          "/Worker/../Worker/" + std::string(row.name)}) {
+          path.substr(0, path.size() - 1), "/worker/" + std::string(row.name),
+          "/" + service + "//" + std::string(row.name), "/jobworker.Worker/" + std::string(row.name),
+          std::string(row.name), path + "?x", "/Worker/.." + path}) {
       EXPECT_EQ(FindMethod(other), nullptr) << other;
     }
   }
   for (const char* path : {"", "/", "/Worker", "/Worker/", "/Worker/jobStart", "/Worker/JOBSTART",
-                           "/Worker/allow_start", "/grpc.health.v1.Health/Check"}) {
+                           "/Worker/allow_start", "/grpc.health.v1.Health/Start", "/Worker/Check"}) {
     EXPECT_EQ(FindMethod(path), nullptr) << path;
   }
 }

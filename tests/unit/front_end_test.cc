@@ -238,9 +238,10 @@ TEST_F(FrontEndTest, WhatIsNoRequestIsRefused) {
     return status.error_code();
   };
   for (const MethodRow& row : kMethods) {
-    EXPECT_EQ(call("/Worker/" + std::string(row.name), "\xff\xff"), StatusCode::INVALID_ARGUMENT);
+    if (row.service != "Worker") continue;
+    EXPECT_EQ(call("/Worker/" + std::string(row.name), "\xff\xff"), StatusCode::INVALID_ARGUMENT) << row.name;
   }
-  for (const char* method : {"/Worker/NoSuchMethod", "/worker/JobStart", "/grpc.health.v1.Health/Check"}) {
+  for (const char* method : {"/Worker/NoSuchMethod", "/worker/JobStart", "/grpc.health.v1.Health/Start"}) {
     EXPECT_EQ(call(method, "\xff\xff"), StatusCode::UNIMPLEMENTED) << method;
   }
   EXPECT_TRUE(broker_.NothingSent());
