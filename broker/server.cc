@@ -173,7 +173,7 @@ class Server {
     User& owner = found->second;
     // One that has ended does not count: a front end keeps the newest, which tells the next one where ids go on.
     const uint64_t free = owner.ended_count > 0 ? 1 : 0;
-    if (owner.job_count >= owner.max_jobs + free) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
+    if (owner.job_count - free >= owner.max_jobs) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
     const std::optional<Limits> limits = JobLimits(owner, start.limits);
     if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
     Record record;

@@ -53,7 +53,7 @@ Options ParseOptions(int argc, char** argv) {
   return options;
 }
 
-uid_t PeerUid(std::string peer) {
+uid_t PeerUid(const std::string& peer) {
   uint64_t uid = 0;
   Settings number = {{"uid", &uid}};
   if (Assign("uid=" + peer, number) && uid < UINT32_MAX) return static_cast<uid_t>(uid);

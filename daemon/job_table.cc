@@ -399,10 +399,12 @@ void JobTable::OnFailed(const Failed& failed) {
   if (failed.request != RequestType::kStart || found == jobs_.end()) return;  // a signal or a kill that came too late
   Entry& entry = found->second;
   UserJobs& user = users_[failed.key.user];
-  // Ended jobs count in the broker until they are forgotten, so the oldest makes room.
-  const bool makes_room = !user.ended.empty() && !IsNewest({failed.key.user, user.ended.begin()->second});
-  if (failed.stage == Stage::kJobs && makes_room) {
-    Forget({failed.key.user, user.ended.begin()->second});
+  // Ended jobs count in the broker until they are forgotten, all but one, so the oldest makes room.
+  const auto old = std::find_if(user.ended.begin(), user.ended.end(), [&](const auto& ended) {
+    return !IsNewest({failed.key.user, ended.second});
+  });
+  if (failed.stage == Stage::kJobs && old != user.ended.end()) {
+    Forget({failed.key.user, old->second});
     return broker_->StartJob(entry.start);
   }
   Log("job not started", {{"user", failed.key.user},

@@ -122,7 +122,8 @@ BrokerProcess::BrokerProcess() {
   std::string users;
   for (const auto& [user, uid] : {std::pair{"alice", kAliceUid}, {"bob", kBobUid}, {"carl", kCarlUid}}) {
     users += std::string(user) + " uid=" + std::to_string(uid) + " gid=" + std::to_string(uid) +
-             " dir=" + work(user).string() + " cpu=2000 memory=268435456 pids=2000 write-bytes=max write-ops=max\n";
+             " dir=" + work(user).string() +
+             " cpu=2000 memory=268435456 pids=2000 write-bytes=max write-ops=max jobs=max\n";
   }
   WriteUsers(users);
 }

@@ -273,6 +273,14 @@ TEST_F(FewJobs, OneThatHasEndedDoesNotCount) {
   refused(7);  // two that have ended, and one that lives
 }
 
+// One more than as many as there can be is still not none.
+TEST_F(Given, AsManyJobsAsAUserLikesAreManyWhenOneHasEnded) {
+  EXPECT_EQ(Run(StartOf(Alice(2), {"true"})).exited.value, 0);
+  Begin(StartOf(Alice(3), {"true"}));
+  (void)front().Await<Exited>(Alice(3));
+  EXPECT_EQ(Run(StartOf(Alice(4), {"true"})).exited.value, 0);
+}
+
 TEST_F(Given, APongComesAfterAllThatWasAskedBefore) {
   for (int i = 0; i < 100; ++i) {
     front().Send(UsageRequest{Canary()});

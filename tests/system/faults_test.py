@@ -259,7 +259,7 @@ class StartingJobTest(FaultsTest):
         self.freeze(home, False)
         self.finish(follower)
         self.assertEqual(follower.job.id, '1', self.site.logs())
-        self.assertNotRegex(self.site.guardian.log(), 'not allowed|malformed')
+        self.assertNotRegex(self.site.broker.log(), 'not allowed|malformed')
         self.assertFalse(self.run_job(last := self.new_job(10, 10)))
         self.assertEqual(last.id, '2')
 

@@ -222,15 +222,6 @@ class WaitingJobTest(FollowersTest):
         self.finish(follower)
         self.assertEqual((follower.offset, follower.gaps), (64 * MIB, 0))
 
-    def test_a_job_that_nobody_follows_waits_and_goes_on_when_somebody_does(self):
-        job = self.new_job(3 * MIB, 3 * MIB, 4000, 6)
-        started = next(self.worker.JobStart(job.start_request(self.program)))  # and it is let go
-        job.took_id(started.pid)
-        follower = Follower(self.worker, job)
-        follower.start()
-        self.finish(follower)
-        self.assertEqual(follower.gaps, 0)
-
 
 class KilledFloodTest(FollowersTest):
 
@@ -315,7 +306,7 @@ class WakeUpsTest(FollowersTest):
             self.addCleanup(self.end_cli, follower)
         for follower in followers:
             self.assertEqual(follower.stdout.readline(), b'\n')
-        pids = [self.site.guardian.pid, self.site.broker_pid(), self.site.front_end_pid(),
+        pids = [self.site.broker.pid, *testing.children_of(self.site.broker.pid, "jobbroker"), self.site.front_end_pid(),
                 *(follower.pid for follower in followers)]
         time.sleep(2)  # until what their start has set off is over
         before = self.switches(pids)

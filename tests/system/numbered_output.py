@@ -50,18 +50,17 @@ class DeployedSite(testing.Site):
         os.chown(f'{self.certs}/worker-key.pem', self.server_uid, -1)
         os.chown(self.write('port', ''), self.server_uid, -1)
         self.port = free_port()
-        self.guardian = None
+        self.broker = None
         self._identities = {name: certificates.issue(self.authority, name) for name in self.USERS}
 
     def start_broker(self, become=()):
-        self.guardian = self.run([*become, shutil.which('jobbroker'), f'--socket={self.broker_socket}',
+        self.broker = self.run([*become, shutil.which('jobbroker'), f'--socket={self.broker_socket}',
                                   f'--peer={self.server_uid}', *self.standalone_flags()[1:]])
-        self.guardian.wait_for_line('^jobbroker: waiting for a front end')
+        self.broker.wait_for_line('^jobbroker: waiting for a front end')
 
     def broker_pid(self):
         """The process that has the jobs."""
-        children = testing.children_of(self.guardian.pid, 'jobbroker')
-        return children[0] if children else self.guardian.pid
+        return self.broker.pid
 
     def become(self):
         uid = str(self.server_uid)
@@ -111,7 +110,7 @@ class DeployedSite(testing.Site):
     def end(self):
         """Ends both, and returns what went wrong with it."""
         wrong = []
-        for program in (self.server, self.guardian):
+        for program in (self.server, self.broker):
             if program is not None and program.process.poll() is None and program.end() != 0:
                 wrong.append(program.log())
         return wrong + self.left_over()

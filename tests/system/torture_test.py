@@ -272,7 +272,7 @@ class TortureTest(unittest.TestCase):
     def check_logs(self):
         for front_end in self.front_ends:
             self.assertNotRegex(front_end.log(), r'output lost|output waits|broker gone|damage="?(?!none)[a-z]')
-        for line in self.site.guardian.lines:
+        for line in self.site.broker.lines:
             self.assertRegex(line, 'waiting for a front end|has no controllers|front end dropped reason="(closed|Broken pipe)"')
 
     def torture(self, kills):
@@ -344,7 +344,7 @@ class WaitingJobsTest(TortureTest):
         self.assertGreater(sum(follower.gaps for follower in anew), 0)
 
     def test_a_job_that_waits_for_its_follower_loses_nothing(self):
-        self.configure(job=16 * MIB, all=1024 * MIB, policy='block')
+        self.configure(job=96 * MIB, all=4096 * MIB, policy='block')
         self.torture(30)
 
 
