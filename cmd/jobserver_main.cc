@@ -218,7 +218,8 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
     if (!used) return Because("no broker to work with: " + used.error() + " (its own words are above or in its log)");
   } else {
     // Clients are let in once its jobs are known, or once it turns out to be away.
-    for (link.Meet(options.broker_socket); !tried;) loop.RunOnce();
+    link.Meet(options.broker_socket);
+    while (!tried) loop.RunOnce();
   }
   WorkerService service(gate, loop, jobs, options.reflection);
   int port = 0;

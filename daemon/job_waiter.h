@@ -13,11 +13,7 @@ namespace jobworker {
 class JobWaiter final : public LoopCall {
  public:
   JobWaiter(EventLoop& loop, std::shared_ptr<Call> call, JobTable& jobs, std::vector<JobKey> keys, bool any)
-      : LoopCall(loop, std::move(call)),
-        jobs_(jobs),
-        keys_(std::move(keys)),
-        any_(any),
-        left_(any ? 1 : keys_.size()) {}
+      : LoopCall(loop, std::move(call)), jobs_(jobs), keys_(std::move(keys)), left_(any ? 1 : keys_.size()) {}
 
   // On the loop's thread, once.
   void Begin();
@@ -31,7 +27,6 @@ class JobWaiter final : public LoopCall {
 
   JobTable& jobs_;
   const std::vector<JobKey> keys_;
-  const bool any_;
   size_t left_;  // to be told
   std::deque<JobTable::View> ended_;
 };
