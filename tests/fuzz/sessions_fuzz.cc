@@ -303,7 +303,8 @@ void RunSession(Input input) {
   for (size_t i = 0; i < kMostRequests && !input.Empty(); ++i) (void)SendMessage(front.Get(), RequestFrom(input));
   (void)shutdown(front.Get(), SHUT_WR);
   const KeptTimer kept;
-  Serve(list, 0, UniqueFd(eventfd(0, EFD_CLOEXEC)), std::move(back), {}, 0);
+  const UniqueFd guardian(eventfd(0, EFD_CLOEXEC));
+  Serve(list, 0, {guardian.Get()}, std::move(back), {}, 0);
   CheckReplies(front.Get());
 }
 
