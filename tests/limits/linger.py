@@ -13,7 +13,7 @@ import time
 
 SOCKET = '/run/broker.sock'
 PEER = 70000
-HELLO = struct.pack('<BI', 0, 1)
+HELLO = struct.pack('<BI', 0, 3)  # the boundary protocol's version
 WELCOME = 64
 GUARD = 30  # seconds
 
@@ -64,19 +64,13 @@ def HeldFor(seconds):
     return time.monotonic() - began
 
 
-def Child(process):
-    """The broker itself: it is the child of its guardian, which has cleared the way for it once Meet succeeds."""
-    with open(f'/proc/{process.pid}/task/{process.pid}/children') as children:
-        return int(children.read())
-
-
 def Attack(process, number):
     """Throws `number` sockets in one message; what the broker then did, and the far ends of the sockets."""
     channel = Meet()
     pairs = [Stuck(60) for _ in range(number)]
-    os.kill(Child(process), signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGSTOP)
     Throw(channel, HELLO, [near for near, _ in pairs])
-    os.kill(Child(process), signal.SIGCONT)
+    os.kill(process.pid, signal.SIGCONT)
     events = ['dropped' if channel.recv(1) == b'' else 'answered']
     channel = Meet()
     channel.send(HELLO)
@@ -103,7 +97,7 @@ def Check(broker, hang, require, say):
     except TimeoutError:
         require(False, f'no answer in {GUARD} s: the broker waits for a socket that lingers for 60 s')
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # the guardian waits for the broker itself to end
+        process.terminate()  # its guardian clears up behind it
         _, log = process.communicate(timeout=hang)
     require(log.count('with descriptors') == 3, f'3 connections were to be dropped: {log}')
     say(f'a plain receiver is held up for {held:.1f} s by 2 s of linger; 3 connections with 22 sockets of 60 s '
