@@ -70,7 +70,8 @@ def pids_of(job):
 
 def wait_for(what, condition):
     """For what another process does without telling us: bounded, and never the thing that is judged."""
-    for _ in range(600):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         if condition():
             return
         time.sleep(0.05)
