@@ -2,6 +2,8 @@
 
 import os
 import queue
+import shutil
+import signal
 
 import jobworker_testing as testing
 from jobworker_testing import grpc
@@ -108,3 +110,37 @@ class ApiTest(testing.SiteTest):
         details = self.assert_code(Code.INVALID_ARGUMENT, call)
         for word in (field, *bounds):
             self.assertIn(str(word), details)
+
+
+class DeployedApiTest(testing.unittest.TestCase):
+    """The broker by itself, and front ends that come and go; a site for each test."""
+
+    def setUp(self):
+        self.site = self.enterContext(testing.Site())
+        self._socket = self.site.path('broker.socket')
+        os.chown(f'{self.site.certs}/worker-key.pem', self.site.server_uid, -1)
+        os.chown(self.site.write('port', ''), self.site.server_uid, -1)
+        self.start_broker()
+        self.addCleanup(self._end_all)
+
+    def start_broker(self):
+        self.broker = self.site.run([shutil.which('jobbroker'), f'--socket={self._socket}',
+                                     f'--peer={self.site.server_uid}', *self.site.standalone_flags()[1:]])
+        self.broker.wait_for_line('^jobbroker: waiting for a front end')
+
+    def start_front_end(self):
+        """Ready when this returns, with alice's client."""
+        uid = str(self.site.server_uid)
+        become = ['setpriv', '--reuid', uid, '--regid', uid, '--clear-groups', '--no-new-privs']
+        self.server = self.site.start_server(f'--broker-socket={self._socket}', become=become)
+        return self.enterContext(Api(self.site.channel('alice')))
+
+    def restart_front_end(self, number=signal.SIGKILL):
+        self.server.end(number)
+        return self.start_front_end()
+
+    def _end_all(self):
+        for program in (self.broker, self.server):
+            if program.process.poll() is None:
+                self.assertEqual(program.end(), 0, program.log())
+        self.assertEqual(self.site.left_over(), [])

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import signal
 
 import api_testing
 import jobworker_testing as testing
@@ -226,6 +227,42 @@ class InputTest(api_testing.ApiTest):
             self.assert_answer(list(source.answers)[-1], 2 * CHUNK, 'INPUT_CLOSED')
             job.finish()
             self.assertEqual(job.stdout.split()[0].decode(), hashlib.sha256(2 * block).hexdigest())
+
+
+class RestartTest(api_testing.DeployedApiTest):
+
+    def test_input_is_lost_with_the_front_end_and_the_next_one_says_so(self):
+        api = self.start_front_end()
+        states = api.messages
+        cut, closed = (api.begin_shell('cat; echo end', want_stdin=True) for _ in range(2))
+        source = api.input(cut.id)
+        source.put_and_read(data=b'abc')
+        api.input(closed.id).put_and_read(data=b'all', eof=True)
+        cut.read_until(b'abc')
+        api = self.restart_front_end()
+        source.half_close()
+        job = api.follow(cut.id)
+        end = job.finish()
+        self.assertEqual((job.stdout, end.reason), (b'abcend\n', end.EXITED_BY_ITSELF))
+        late = api.input(cut.id)
+        answer = late.put_and_read(offset=3, data=b'more')
+        self.assertEqual((answer.taken, answer.state), (3, states.INPUT_LOST))
+        self.assertEqual((list(late.answers), late.answers.code()), ([], Code.OK))
+        self.assertEqual(api.status(cut.id).input, answer)
+        answer = api.status(closed.id).input
+        self.assertEqual((answer.taken, answer.state), (3, states.INPUT_CLOSED))
+        late.half_close()
+
+    def test_input_goes_on_while_the_broker_is_away(self):
+        api = self.start_front_end()
+        job = api.begin_shell('read one; echo "$one"; exec sleep 1000', want_stdin=True)
+        self.broker.send(signal.SIGSTOP)
+        source = api.input(job.id)
+        source.put_and_read(data=b'line\n')
+        job.read_until(b'line\n')
+        self.broker.send(signal.SIGCONT)
+        api.end(job.id)
+        source.half_close()
 
 
 if __name__ == '__main__':

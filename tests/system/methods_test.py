@@ -473,7 +473,10 @@ class ServerTest(api_testing.ApiTest):
                 self.assertEqual(next(watch).status, messages.HealthCheckResponse.SERVING)
                 source = api.input(job.id)
                 source.put_and_read(data=b'line\n')
-                waiting = api.wait(job.id)
+                ended = api.begin(command=b'true')
+                ended.finish()
+                waiting = api.wait(ended.id, job.id)
+                self.assertEqual(next(waiting).pid, ended.id)
                 server.send(signal.SIGTERM)
                 for stream in (waiting, source.answers):
                     self.assert_code(Code.UNAVAILABLE, lambda: next(stream))
@@ -481,6 +484,98 @@ class ServerTest(api_testing.ApiTest):
                 source.half_close()
             self.assertEqual(server.wait(), 0)
             self.assertEqual(site.left_over(), [])
+
+
+class RestartTest(api_testing.DeployedApiTest):
+    """What a start asked for is carried on by the next front end."""
+
+    def test_labels_timeouts_and_leases_are_known_again(self):
+        api = self.start_front_end()
+        fields = {'labels': {'a': 'b'}, 'timeout_ms': DAY_MS, 'on_disconnect': api.messages.ON_DISCONNECT_STOP,
+                  'lease_ms': DAY_MS, 'directory': b'/tmp', 'want_stdin': True}
+        job = api.begin(command=b'sleep', args=[b'1000'], **fields)
+        before = api.status(job.id)
+        api = self.restart_front_end()
+        after = api.status(job.id)
+        for status in (before, after):
+            status.ClearField('usage')
+            status.ClearField('output')
+            status.ClearField('input')
+        self.assertEqual(before, after)
+        self.assertEqual([listed.pid for listed in api.list(labels={'a': 'b'}).jobs], [job.id])
+        api.end(job.id)
+
+    def test_a_timeout_that_passed_meanwhile_is_one(self):
+        api = self.start_front_end()
+        job = api.begin(command=b'sleep', args=[b'1000'], timeout_ms=1500)
+        self.server.end(signal.SIGKILL)
+        api = self.start_front_end()
+        end = next(api.wait(job.id)).end
+        self.assertEqual((end.reason, end.signal), (end.TIMED_OUT, signal.SIGTERM))
+        self.assertGreaterEqual(end.ended_us - end.started_us, 1_500_000)
+
+    def test_a_lease_that_nobody_takes_up_again_is_lost(self):
+        api = self.start_front_end()
+        fields = {'on_disconnect': api.messages.ON_DISCONNECT_STOP, 'lease_ms': 1000}
+        job = api.begin(command=b'sleep', args=[b'1000'], **fields)
+        api = self.restart_front_end(signal.SIGTERM)
+        self.assertEqual(next(api.wait(job.id)).end.reason, api.messages.JobEnd.LEASE_LOST)
+
+    def test_a_job_that_was_removed_stays_so(self):
+        api = self.start_front_end()
+        jobs = [api.begin(command=b'true') for _ in range(3)]
+        for job in jobs:
+            job.finish()
+        for job in (jobs[0], jobs[2]):
+            api.remove(job.id)
+        api = self.restart_front_end()
+        self.assertEqual([job.pid for job in api.list().jobs], [jobs[1].id])
+        self.assertEqual(api.begin(command=b'true').id, '4')
+
+    def test_the_end_that_was_decided_is_told_by_the_next_front_end(self):
+        api = self.start_front_end()
+        job = api.begin_shell('trap "echo stopping" TERM; echo ready; while :; do sleep 1000 & wait; done')
+        job.read_until(b'ready\n')
+        stop = api.messages.WorkerPIDRequest(pid=job.id, grace_ms=3_600_000)
+        call = api._worker.JobStop.future(stop, timeout=testing.HANG)
+        job.read_until(b'stopping\n')
+        api = self.restart_front_end()
+        self.assertEqual(testing.outcome(call.result)[0], Code.UNAVAILABLE)
+        self.assertEqual(api.status(job.id).state, api.messages.JobStatus.ENDING)
+        end = api.end(job.id, now=True)
+        self.assertEqual((end.reason, end.actor, end.stop_signal, end.stop_killed),
+                         (end.STOPPED, 'alice', signal.SIGTERM, True))
+
+    def test_without_a_broker_the_server_says_so_and_what_it_knows_is_told(self):
+        api = self.start_front_end()
+        messages, health = api.stub('health.proto', 'Health')
+        status = messages.HealthCheckResponse
+        watch = health.Watch(messages.HealthCheckRequest(service='Worker'), timeout=testing.HANG)
+        self.assertEqual(next(watch).status, status.SERVING)
+        ended = api.begin(command=b'true')
+        ended.finish()
+        lost = api.begin(command=b'sleep', args=[b'1000'])
+        waiting = api.wait(lost.id)
+        self.broker.end()
+        self.assertEqual(next(watch).status, status.NOT_SERVING)
+        check = health.Check(messages.HealthCheckRequest(), timeout=testing.HANG)
+        self.assertEqual(check.status, status.NOT_SERVING)
+        self.assertFalse(api.version().broker_connected)
+        self.assertEqual(api.status(ended.id).state, api.messages.JobStatus.ENDED)
+        self.assertEqual(len(api.list().jobs), 2)
+        self.assertEqual(api.who_am_i().user, 'alice')
+        for call in (lambda: api.signal(lost.id, 15), lambda: api.begin(command=b'true'), lambda: api.end(lost.id),
+                     lambda: api.status(lost.id)):
+            self.assert_code(Code.UNAVAILABLE, call)
+        self.start_broker()
+        self.assertEqual(next(watch).status, status.SERVING)
+        end = next(waiting).end
+        self.assertEqual((end.reason, end.cause), (end.LOST, end.UNKNOWN))
+        self.assertNotEqual(end.detail, '')
+        watch.cancel()
+
+    def assert_code(self, expected, call):
+        self.assertEqual(testing.outcome(call)[0], expected)
 
 
 class ReflectionTest(api_testing.ApiTest):
