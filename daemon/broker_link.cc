@@ -40,12 +40,11 @@ void BrokerLink::Try() {
   if (!visitor) return Failed(visitor.error());
   visitor_ = std::move(*visitor);
   if (!loop_.Watch(visitor_.Get(), EPOLLIN, [this] { Met(); })) return Failed("epoll_ctl failed");
-  loop_.At(EventLoop::Clock::now() + kHandOverWithin, [this, attempt = ++attempt_] {
-    if (visitor_.IsOpen() && attempt == attempt_) Failed("it does not answer");
-  });
+  patience_ = loop_.At(EventLoop::Clock::now() + kHandOverWithin, [this] { Failed("it does not answer"); });
 }
 
 void BrokerLink::Met() {
+  loop_.Cancel(patience_);
   auto socket = BrokerClient::TakeHandOver(visitor_.Get());
   loop_.Unwatch(visitor_.Get());
   visitor_.Reset();

@@ -41,9 +41,9 @@ class BrokerLink {
   EventLoop& loop_;
   JobTable& jobs_;
   const Hooks hooks_;
-  std::string path_;  // empty: standalone
-  UniqueFd visitor_;  // waits for the broker to hand over an end of a pair
-  uint64_t attempt_ = 0;
+  std::string path_;           // empty: standalone
+  UniqueFd visitor_;           // waits for the broker to hand over an end of a pair
+  EventLoop::Timer patience_;  // while there is a visitor
   std::unique_ptr<BrokerClient> client_;
   std::chrono::milliseconds pause_{0};
   std::chrono::microseconds interval_{0};
