@@ -134,7 +134,8 @@ class FrontEndTest : public ::testing::Test {
     Exited exited;
     exited.key = job.start.key;
     exited.value = value;
-    exited.ended_us = 1ULL << 60;
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    exited.ended_us = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
     broker_.Send(exited);
   }
   // A job of alice's that has ended, with this on its stdout.
