@@ -62,7 +62,7 @@ class RpcServerTest : public testing::Test {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(kMaxRequest);
-    rpc_ = std::make_unique<RpcServer>(builder, threads, [this](const auto& call) { answer_(call); });
+    rpc_ = std::make_unique<RpcServer>(builder, threads, [this](const auto& call) { answer()(call); });
     std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
     ASSERT_NE(server, nullptr);
     rpc_->Start(std::move(server));
@@ -73,18 +73,27 @@ class RpcServerTest : public testing::Test {
     return grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port_), grpc::InsecureChannelCredentials(),
                                      own_connection);
   }
-  // Calls are kept for the test, with a recorder each, and otherwise left alone.
+  // What is to be done with calls from now on.
+  void Do(RpcServer::Answer answer) {
+    const std::lock_guard lock(mutex_);
+    answer_ = std::move(answer);
+  }
+  RpcServer::Answer answer() {
+    const std::lock_guard lock(mutex_);
+    return answer_;
+  }
+  // The next call is kept for the test, with the recorder, and otherwise left alone.
   void Keep() {
-    answer_ = [this](const std::shared_ptr<Call>& call) {
-      call->Use(recorder_);
-      kept_.set_value(call);
-    };
+    const auto promise = std::make_shared<std::promise<std::shared_ptr<Call>>>();
+    kept_ = promise->get_future();
+    Do([promise, recorder = recorder_](const std::shared_ptr<Call>& call) {
+      call->Use(recorder);
+      promise->set_value(call);
+    });
   }
   std::shared_ptr<Call> Kept() {
-    auto future = kept_.get_future();
-    EXPECT_EQ(future.wait_until(Patience()), std::future_status::ready);
-    kept_ = {};
-    return future.get();
+    EXPECT_EQ(kept_.wait_until(Patience()), std::future_status::ready);
+    return kept_.get();
   }
   // One that nobody holds any more.
   static void ExpectGone(const std::weak_ptr<Call>& call) {
@@ -94,9 +103,10 @@ class RpcServerTest : public testing::Test {
   }
 
   int port_ = 0;
+  std::mutex mutex_;  // guards answer_
   RpcServer::Answer answer_;
   std::shared_ptr<Recorder> recorder_ = std::make_shared<Recorder>();
-  std::promise<std::shared_ptr<Call>> kept_;
+  std::future<std::shared_ptr<Call>> kept_;
   std::unique_ptr<RpcServer> rpc_;
 };
 
@@ -164,9 +174,9 @@ std::string Encoded(const std::string& pid) {
 // --- What a client may send. ---
 
 TEST_F(RpcServerTest, EveryMethodComesByItsPath) {
-  answer_ = [](const std::shared_ptr<Call>& call) {
+  Do([](const std::shared_ptr<Call>& call) {
     call->Finish({grpc::StatusCode::UNIMPLEMENTED, call->method(), "details"});
-  };
+  });
   const auto channel = Connect();
   for (const char* path : {"/Worker/JobStop", "/Worker/NoSuchMethod", "/grpc.health.v1.Health/Check", "/x", "/"}) {
     RawCall call(channel, path);
@@ -215,7 +225,7 @@ TEST_F(RpcServerTest, AnEmptyMessageIsAMessage) {
 }
 
 TEST_F(RpcServerTest, ARequestAtTheBoundIsTakenAndALargerOneIsNot) {
-  answer_ = [](const std::shared_ptr<Call>& call) {
+  Do([](const std::shared_ptr<Call>& call) {
     struct Sizes : CallHandler {
       explicit Sizes(std::shared_ptr<Call> on) : call(std::move(on)) {}
       void OnMessage(std::optional<grpc::ByteBuffer> message) override {
@@ -226,7 +236,7 @@ TEST_F(RpcServerTest, ARequestAtTheBoundIsTakenAndALargerOneIsNot) {
     };
     call->Use(std::make_shared<Sizes>(call));
     call->ReadNext();
-  };
+  });
   const auto channel = Connect();
   for (const int size : {kMaxRequest - 1, kMaxRequest}) {
     RawCall call(channel, "/Worker/JobStart");
@@ -243,7 +253,7 @@ TEST_F(RpcServerTest, ARequestAtTheBoundIsTakenAndALargerOneIsNot) {
 }
 
 TEST_F(RpcServerTest, MessagesComeAndGoInOrder) {
-  answer_ = [](const std::shared_ptr<Call>& call) {
+  Do([](const std::shared_ptr<Call>& call) {
     struct Echo : CallHandler {
       explicit Echo(std::shared_ptr<Call> on) : call(std::move(on)) {}
       void OnMessage(std::optional<grpc::ByteBuffer> message) override {
@@ -258,7 +268,7 @@ TEST_F(RpcServerTest, MessagesComeAndGoInOrder) {
     };
     call->Use(std::make_shared<Echo>(call));
     call->ReadNext();
-  };
+  });
   RawCall client(Connect(), "/Worker/JobInput");
   for (int i = 0; i < 100; ++i) {
     EXPECT_TRUE(client.Write(Encoded(std::to_string(i))));
@@ -295,7 +305,7 @@ TEST_F(RpcServerTest, TheFirstEndCountsAndNothingIsDoneAfterIt) {
 
 TEST_F(RpcServerTest, ACallThatNobodyAnswersLivesUntilItsClientLeaves) {
   std::promise<std::weak_ptr<Call>> seen;
-  answer_ = [&](const std::shared_ptr<Call>& call) { seen.set_value(call); };
+  Do([&](const std::shared_ptr<Call>& call) { seen.set_value(call); });
   std::weak_ptr<Call> call;
   {
     const RawCall client(Connect(), "/Worker/JobStop");
@@ -344,7 +354,7 @@ INSTANTIATE_TEST_SUITE_P(AtEachStep, CancelTest, testing::Range(0, 6));
 
 TEST_F(RpcServerTest, ManyClientsAtOnce) {
   std::atomic<int> over = 0;
-  answer_ = [&over](const std::shared_ptr<Call>& call) {
+  Do([&over](const std::shared_ptr<Call>& call) {
     struct Once : CallHandler {
       Once(std::shared_ptr<Call> on, std::atomic<int>& counted) : call(std::move(on)), over(counted) {}
       void OnMessage(std::optional<grpc::ByteBuffer> message) override {
@@ -361,7 +371,7 @@ TEST_F(RpcServerTest, ManyClientsAtOnce) {
     };
     call->Use(std::make_shared<Once>(call, over));
     call->ReadNext();
-  };
+  });
   constexpr int kThreads = 4, kCalls = 100;
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
@@ -413,8 +423,8 @@ TEST_F(RpcServerTest, MayEndBeforeItHasStarted) {
 // Other threads go on asking for things: what they ask for when the queues are closing is not done.
 TEST_F(RpcServerTest, EndsWhileOthersAreBusyWithItsCalls) {
   for (int round = 0; round < 20; ++round) {
-    Keep();
     recorder_ = std::make_shared<Recorder>();
+    Keep();
     RawCall client(Connect(), "/Worker/JobInput");
     const auto call = Kept();
     std::atomic<bool> ended = false;
