@@ -302,4 +302,15 @@ extern "C" const char* __asan_default_options();
 extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }
 #endif
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#include <sanitizer/common_interface_defs.h>
+// Its reports, and what is to be left out of them, take names, for which it starts a program: while it still may.
+__attribute__((constructor)) void StartSymbolizer() {
+  char name[64];
+  __sanitizer_symbolize_pc(__builtin_return_address(0), "%f", name, sizeof(name));
+}
+#endif
+#endif
+
 int main(int argc, char** argv) { return jobworker::Main(argc, argv); }
