@@ -288,7 +288,8 @@ class Site:
                                 stderr=subprocess.PIPE, env=self.cli_environment())
 
     def cli_environment(self):
-        return {'PATH': os.environ['PATH'], 'HOME': self.path('nowhere')}
+        sanitizers = {name: value for name, value in os.environ.items() if name.endswith('SAN_OPTIONS')}
+        return {'PATH': os.environ['PATH'], 'HOME': self.path('nowhere'), **sanitizers}
 
     def fifo(self, user='alice'):
         return Fifo(self.home(user))
