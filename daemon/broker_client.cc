@@ -159,6 +159,11 @@ void BrokerClient::Ready() {
   }
 }
 
+bool BrokerClient::TakePong() {
+  if (!ponged_) Ready();
+  return std::exchange(ponged_, false);
+}
+
 void BrokerClient::Send(std::string message) {
   if (!socket_.IsOpen()) return;
   outgoing_.push_back(std::move(message));

@@ -53,7 +53,8 @@ class BrokerClient {
   void KillJob(const JobKey& key) { Send(Encode(Kill{key})); }
   // The answer proves that the broker has handled all that was sent before. TakePong: it has come since the last time.
   void PingBroker() { Send(Encode(Ping{})); }
-  bool TakePong() { return std::exchange(ponged_, false); }
+  // Looks for it in the socket too, in case this process was held up and has not come to read.
+  bool TakePong();
   void Usage(const JobKey& key) { Send(Encode(UsageRequest{key})); }
   void ForgetJob(const JobKey& key) { Send(Encode(Forget{key})); }
   // How many requests wait for the broker to read.

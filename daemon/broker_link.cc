@@ -85,7 +85,7 @@ void BrokerLink::Watch(std::chrono::microseconds interval) {
 
 void BrokerLink::Look() {
   if (client_ != nullptr && client_->connected()) {
-    if (asked_ && !client_->TakePong()) client_->Drop("it does not answer");
+    if (asked_ && !client_->TakePong() && client_->connected()) client_->Drop("it does not answer");
     client_->PingBroker();
     asked_ = true;
   }

@@ -546,7 +546,9 @@ void JobTable::ForgetOld() {
     if (!user.ended.empty()) next = std::min(next, user.ended.begin()->first + age);
   }
   if (next == UINT64_MAX) return;
-  const auto when = EventLoop::Clock::now() + microseconds(next - now);
+  // At most a day ahead: a clock that was wrong may have dated an end centuries from now.
+  constexpr uint64_t kDayUs = 24ULL * 3600 * 1'000'000;
+  const auto when = EventLoop::Clock::now() + microseconds(std::min(next - now, kDayUs));
   if (when >= next_look_) return;
   next_look_ = when;
   loop_.At(when, [this] {

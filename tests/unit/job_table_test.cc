@@ -533,6 +533,16 @@ TEST_F(ForgetfulJobTableTest, LooksAgainWhenTheNextIsOldEnough) {
   EXPECT_TRUE(table().Find(later->key));
 }
 
+// A clock that was wrong may date an end so far ahead that the time to it cannot be told in nanoseconds.
+TEST_F(ForgetfulJobTableTest, AnEndInAnotherMillenniumStandsInNobodysWay) {
+  const auto strange = StartRunning("alice"), old = StartRunning("alice"), fresh = StartRunning("alice");
+  End(strange->key, EndedAt(strange->key, 1'000'000'000'000'000'000));
+  End(old->key, EndedAt(old->key, NowUs() - 1'000'000'000));
+  NextIsForget(old->key);
+  EXPECT_TRUE(table().Find(strange->key));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
 TEST_F(ForgetfulJobTableTest, AJobThatIsForgottenIsReadToItsEndByWhoHasIt) {
   const auto old = StartRunning("alice"), fresh = StartRunning("alice");
   End(old->key, EndedAt(old->key, 1));
