@@ -90,7 +90,11 @@ class DeployedSite(testing.Site):
     def descriptors(self, pid=None):
         """What the open descriptors of a process, or of the front end, are, by number."""
         directory = f'/proc/{pid or self.front_end_pid()}/fd'
-        return {int(name): os.readlink(f'{directory}/{name}') for name in os.listdir(directory)}
+        found = {}
+        for name in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found[int(name)] = os.readlink(f'{directory}/{name}')
+        return found
 
     def program(self, name):
         """A copy of a program of the build where jobs can execute it."""
