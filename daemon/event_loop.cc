@@ -36,7 +36,10 @@ EventLoop::EventLoop()
 
 bool EventLoop::Watch(int fd, uint32_t events, Work ready) {
   epoll_event event = Event(fd, events);
-  if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) != 0) return false;
+  if (epoll_ctl(epoll_.Get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    // An Unwatch that failed has left it there: without this, it could never be watched again.
+    if (errno != EEXIST || epoll_ctl(epoll_.Get(), EPOLL_CTL_MOD, fd, &event) != 0) return false;
+  }
   watches_[fd] = std::make_shared<const Work>(std::move(ready));
   return true;
 }
