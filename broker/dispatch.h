@@ -9,13 +9,13 @@ enum class State : uint8_t { kNewPeer, kAbsent, kStarting, kRunning, kEnding, kE
 
 // [state][request], in the order of both enums. What is not allowed costs the connection; there is no third verdict.
 inline constexpr bool kAllowed[6][std::variant_size_v<Request>] = {
-    // Hello, Ping, Start, Signal, Kill, Usage, Forget
-    {true, false, false, false, false, false, false},  // kNewPeer
-    {false, true, true, false, false, false, false},   // kAbsent
-    {false, true, false, true, true, true, false},     // kStarting
-    {false, true, false, true, true, true, false},     // kRunning
-    {false, true, false, true, true, true, false},     // kEnding
-    {false, true, false, true, true, true, true},      // kEnded
+    // Hello, Ping, Start, Signal, Kill, Usage, Forget, WhoIs
+    {true, false, false, false, false, false, false, false},  // kNewPeer
+    {false, true, true, false, false, false, false, true},    // kAbsent
+    {false, true, false, true, true, true, false, true},      // kStarting
+    {false, true, false, true, true, true, false, true},      // kRunning
+    {false, true, false, true, true, true, false, true},      // kEnding
+    {false, true, false, true, true, true, true, true},       // kEnded
 };
 constexpr bool IsAllowed(State state, RequestType request) {
   return kAllowed[static_cast<size_t>(state)][static_cast<size_t>(request)];

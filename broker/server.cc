@@ -217,6 +217,17 @@ class Server {
     Send(Encode(UsageIs{usage.key, lives ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
   }
 
+  void Answer(const WhoIs& who) {
+    UserIs is{who.user};
+    if (const auto found = users_.find(who.user); found != users_.end()) {
+      const User& user = found->second;
+      const auto most = static_cast<uint32_t>(std::min<uint64_t>(user.max_jobs, UINT32_MAX));
+      is = {who.user, 1, user.missing, static_cast<uint32_t>(user.job_count), most, user.applied, user.job};
+      for (size_t i = 0; i < kLimitCount; ++i) is.ceiling[i] = std::min(is.ceiling[i], user.ceiling[i]);
+    }
+    Send(Encode(is));
+  }
+
   void Answer(const Forget& forget) {
     const Record& record = jobs_.at(forget.key);
     --record.owner->job_count;

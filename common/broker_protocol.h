@@ -15,7 +15,7 @@
 #include "common/byte_io.h"
 
 namespace jobworker {
-inline constexpr uint32_t kProtocolVersion = 3;
+inline constexpr uint32_t kProtocolVersion = 4;
 inline constexpr size_t kMaxMessageBytes = 64 * 1024;
 inline constexpr size_t kMaxUserName = 32;
 inline constexpr size_t kMaxArguments = 1024;
@@ -70,8 +70,8 @@ enum Controller : uint8_t { kCpu = 1, kIo = 2, kMemory = 4, kPids = 8, kAllContr
 enum CounterIndex : size_t { kCpuUser, kCpuSystem, kMemoryPeak, kReadBytes, kWriteBytes, kPidsPeak, kCounterCount };
 using Counters = std::array<uint64_t, kCounterCount>;
 
-enum class RequestType : uint8_t { kHello, kPing, kStart, kSignal, kKill, kUsage, kForget };
-enum class ReplyType : uint8_t { kWelcome = 64, kPong, kJob, kStarted, kFailed, kExited, kUsageIs };
+enum class RequestType : uint8_t { kHello, kPing, kStart, kSignal, kKill, kUsage, kForget, kWhoIs };
+enum class ReplyType : uint8_t { kWelcome = 64, kPong, kJob, kStarted, kFailed, kExited, kUsageIs, kUserIs };
 
 // What failed, beside an errno: kUser is not in the users list, kCeiling a limit above the user's, kJobs its jobs=.
 // From kSetUp (session, descriptors, rlimits) on it happened in the child.
@@ -132,7 +132,16 @@ struct JobRequest {
 using Kill = JobRequest<RequestType::kKill>;
 using UsageRequest = JobRequest<RequestType::kUsage>;
 using Forget = JobRequest<RequestType::kForget>;
-using Request = std::variant<Hello, Ping, Start, Signal, Kill, UsageRequest, Forget>;
+// What the list says of a user; answered by UserIs.
+struct WhoIs {
+  static constexpr auto kType = RequestType::kWhoIs;
+  std::string user;
+  void Fields(auto& io) {
+    io.String(user, kMaxUserName);
+    io.Check(IsUserName(user));
+  }
+};
+using Request = std::variant<Hello, Ping, Start, Signal, Kill, UsageRequest, Forget, WhoIs>;
 
 // The answer to Hello. A Job, and its Exited when it has ended, follows for each of the job_count jobs the broker
 // holds.
@@ -202,7 +211,21 @@ struct UsageIs {
   Counters counters{};
   void Fields(auto& io) { All(io, key, counters); }
 };
-using Reply = std::variant<Welcome, Pong, Job, Started, Failed, Exited, UsageIs>;
+// One who is not in the list is not `known`, and all else is 0. `jobs` counts those that run or wait for Forget;
+// `ceiling` is what the kernel took.
+struct UserIs {
+  static constexpr auto kType = ReplyType::kUserIs;
+  std::string user;
+  uint8_t known = 0, missing = 0;
+  uint32_t jobs = 0, max_jobs = 0;
+  Limits ceiling{}, defaults{};
+  void Fields(auto& io) {
+    io.String(user, kMaxUserName);
+    All(io, known, missing, jobs, max_jobs, ceiling, defaults);
+    io.Check(IsUserName(user) && known <= 1);
+  }
+};
+using Reply = std::variant<Welcome, Pong, Job, Started, Failed, Exited, UsageIs, UserIs>;
 
 // How many descriptors come with a reply.
 template <class Message>

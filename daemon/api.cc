@@ -7,6 +7,8 @@
 #include <cstring>
 #include <iterator>
 
+#include "daemon/requests.h"
+
 namespace jobworker {
 
 namespace {
@@ -223,10 +225,6 @@ grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& use
   if (failed.stage == Stage::kUser) {
     return {grpc::StatusCode::PERMISSION_DENIED, fmt::format("user '{}' is not in the broker's users list", user)};
   }
-  if (failed.stage == Stage::kCeiling) {
-    return {grpc::StatusCode::INVALID_ARGUMENT,
-            fmt::format("limits: one of them is above the ceiling of user '{}' in the users list", user)};
-  }
   if (failed.stage == Stage::kJobs) {
     return {grpc::StatusCode::RESOURCE_EXHAUSTED,
             fmt::format("user '{}' has as many jobs as the users list allows (jobs=)", user)};
@@ -243,6 +241,17 @@ grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& use
   detail.set_stage(std::string(StageName(failed.stage)));
   detail.set_error(failed.error);
   return {grpc::StatusCode::FAILED_PRECONDITION, FailureSentence(failed, start), detail.SerializeAsString()};
+}
+
+grpc::Status AboveCeilingStatus(const Limits& asked, const UserIs& user) {
+  for (const LimitField& field : kLimitFields) {
+    const uint64_t ceiling = user.ceiling.at(field.index);
+    if (asked.at(field.index) <= ceiling) continue;
+    return {grpc::StatusCode::INVALID_ARGUMENT, fmt::format("limits.{}: {} is above the ceiling of user '{}', {}",
+                                                            field.name, asked.at(field.index), user.user, ceiling)};
+  }
+  // The list was changed meanwhile.
+  return {grpc::StatusCode::UNAVAILABLE, "limits: they were above the user's ceilings, which have changed; try again"};
 }
 
 }  // namespace jobworker

@@ -29,5 +29,7 @@ std::string StopSentence(const JobResult& result);
 // FAILED_PRECONDITION carries a serialised ::StartFailure.
 grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& user, const Start& start);
 grpc::Status NoJobStatus(NoJob why);
+// For a start whose limits the broker found above the user's ceilings: which, and where the ceiling is.
+grpc::Status AboveCeilingStatus(const Limits& asked, const UserIs& user);
 
 }  // namespace jobworker

@@ -146,6 +146,7 @@ void BrokerClient::Dispatch(Received& received) {
     return;
   }
   if (const UsageIs* usage = std::get_if<UsageIs>(&reply)) return events_.OnUsage(*usage);
+  if (const UserIs* user = std::get_if<UserIs>(&reply)) return events_.OnUser(*user);
   Drop("the broker said Welcome twice");
 }
 

@@ -27,6 +27,7 @@ class BrokerEvents {
   virtual void OnFailed(const Failed& failed) = 0;
   virtual void OnExited(const Exited& exited) = 0;
   virtual void OnUsage(const UsageIs& usage) = 0;
+  virtual void OnUser(const UserIs&) {}
   // The connection is gone, or the broker broke the protocol. Nothing comes after it.
   virtual void OnBrokerGone(const std::string& why) = 0;
 };
@@ -56,6 +57,7 @@ class BrokerClient {
   // Looks for it in the socket too, in case this process was held up and has not come to read.
   bool TakePong();
   void Usage(const JobKey& key) { Send(Encode(UsageRequest{key})); }
+  void AskWho(const std::string& user) { Send(Encode(WhoIs{user})); }
   void ForgetJob(const JobKey& key) { Send(Encode(Forget{key})); }
   // How many requests wait for the broker to read.
   [[nodiscard]] size_t backlog() const { return outgoing_.size(); }

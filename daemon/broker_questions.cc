@@ -16,6 +16,11 @@ void BrokerQuestions::Signal(BrokerClient& broker, const JobKey& key, uint8_t nu
   broker.Usage(key);
 }
 
+void BrokerQuestions::WhoIs(BrokerClient& broker, const std::string& user, UserCallback done) {
+  users_.push_back(std::move(done));
+  broker.AskWho(user);
+}
+
 void BrokerQuestions::OnFailed(const Failed& failed) {
   if (failed.request != RequestType::kSignal) return;
   const auto asked = std::find_if(questions_.begin(), questions_.end(), [&](const Question& each) {
@@ -32,7 +37,15 @@ void BrokerQuestions::OnUsage(const UsageIs& usage) {
   question.usage(&usage.counters);
 }
 
+void BrokerQuestions::OnUser(const UserIs& user) {
+  if (users_.empty()) return;
+  const UserCallback done = std::move(users_.front());
+  users_.pop_front();
+  done(&user);
+}
+
 void BrokerQuestions::Lose() {
+  for (const UserCallback& done : std::exchange(users_, {})) done(nullptr);
   for (const Question& question : std::exchange(questions_, {})) {
     if (question.signal) question.signal(nullptr);
     if (question.usage) question.usage(nullptr);

@@ -12,14 +12,18 @@ class BrokerQuestions {
  public:
   using UsageCallback = std::function<void(const Counters*)>;
   using SignalCallback = std::function<void(const int* error)>;  // 0 or an errno
+  using UserCallback = std::function<void(const UserIs*)>;
 
   void Usage(BrokerClient& broker, const JobKey& key, UsageCallback done);
   // The broker is silent when a signal was sent, so a question follows that it answers.
   void Signal(BrokerClient& broker, const JobKey& key, uint8_t number, SignalCallback done);
 
+  void WhoIs(BrokerClient& broker, const std::string& user, UserCallback done);
+
   // A signal's failure. One that was sent for a stop may be told here too: it fails for the same reason.
   void OnFailed(const Failed& failed);
   void OnUsage(const UsageIs& usage);
+  void OnUser(const UserIs& user);
   // There is nobody any more who would answer.
   void Lose();
 
@@ -30,7 +34,8 @@ class BrokerQuestions {
     SignalCallback signal;
     int error = 0;
   };
-  std::deque<Question> questions_;
+  std::deque<Question> questions_;  // that UsageIs answers
+  std::deque<UserCallback> users_;  // and UserIs
 };
 
 }  // namespace jobworker

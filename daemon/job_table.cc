@@ -484,30 +484,39 @@ void JobTable::WatchEnd(const JobKey& key, const void* who, EndCallback done) {
 
 void JobTable::UnwatchEnd(const JobKey& key, const void* who) { end_watches_.erase({key, who}); }
 
-tl::expected<BrokerClient*, NoJob> JobTable::BrokerFor(const JobKey& key) const {
-  if (const auto job = Find(key); !job) return tl::unexpected(job.error());
-  if (broker_ == nullptr) return tl::unexpected(NoJob::kGone);
+tl::expected<BrokerClient*, NoJob> JobTable::BrokerToAsk() const {
+  if (broker_ == nullptr || !complete_) return tl::unexpected(NoJob::kGone);
   if (broker_->backlog() >= limits_.broker_backlog) return tl::unexpected(NoJob::kBusy);
   return broker_;
 }
 
 void JobTable::SignalJob(const JobKey& key, uint8_t number, const SignalCallback& done) {
-  const auto broker = BrokerFor(key);
+  const auto job = Find(key);
+  if (!job) return done(tl::unexpected(job.error()));
+  if ((*job)->phase == JobView::Phase::kEnded) return done(ESRCH);
+  const auto broker = BrokerToAsk();
   if (!broker) return done(tl::unexpected(broker.error()));
-  if (jobs_.at(key).phase == Phase::kEnded) return done(ESRCH);
   questions_.Signal(**broker, key, number, [done](const int* error) {
     done(error != nullptr ? tl::expected<int, NoJob>(*error) : tl::unexpected(NoJob::kGone));
   });
 }
 
 void JobTable::Usage(const JobKey& key, const UsageCallback& done) {
-  const auto found = jobs_.find(key);
-  if (found != jobs_.end() && found->second.phase == Phase::kEnded)
-    return done(found->second.view->result.exited.counters);
-  const auto broker = BrokerFor(key);
+  const auto job = Find(key);
+  if (!job) return done(tl::unexpected(job.error()));
+  if ((*job)->phase == JobView::Phase::kEnded) return done((*job)->result.exited.counters);
+  const auto broker = BrokerToAsk();
   if (!broker) return done(tl::unexpected(broker.error()));
   questions_.Usage(**broker, key, [done](const Counters* counters) {
     done(counters != nullptr ? tl::expected<Counters, NoJob>(*counters) : tl::unexpected(NoJob::kGone));
+  });
+}
+
+void JobTable::WhoIs(const std::string& user, const UserCallback& done) {
+  const auto broker = BrokerToAsk();
+  if (!broker) return done(tl::unexpected(broker.error()));
+  questions_.WhoIs(**broker, user, [done](const UserIs* is) {
+    done(is != nullptr ? tl::expected<UserIs, NoJob>(*is) : tl::unexpected(NoJob::kGone));
   });
 }
 

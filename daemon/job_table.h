@@ -106,6 +106,9 @@ class JobTable : public BrokerEvents {
   // The counters of the job's cgroup as they are now, or were at its end.
   using UsageCallback = std::function<void(const tl::expected<Counters, NoJob>&)>;
   void Usage(const JobKey& key, const UsageCallback& done);
+  // What the users list says of a user.
+  using UserCallback = std::function<void(const tl::expected<UserIs, NoJob>&)>;
+  void WhoIs(const std::string& user, const UserCallback& done);
   // Forgets an ended job. False when it has not ended.
   tl::expected<bool, NoJob> RemoveJob(const JobKey& key);
   // The user's jobs with ids below `below`, newest first, as long as `visit` says true.
@@ -127,6 +130,7 @@ class JobTable : public BrokerEvents {
   void OnFailed(const Failed& failed) override;
   void OnExited(const Exited& exited) override;
   void OnUsage(const UsageIs& usage) override { questions_.OnUsage(usage); }
+  void OnUser(const UserIs& user) override { questions_.OnUser(user); }
   void OnBrokerGone(const std::string& why) override { broker_gone_(why); }
 
  private:
@@ -167,7 +171,7 @@ class JobTable : public BrokerEvents {
   void HeedProgress(const std::string& user);
   void ResumeJobs(const std::string& user);
   void ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each);
-  tl::expected<BrokerClient*, NoJob> BrokerFor(const JobKey& key) const;
+  tl::expected<BrokerClient*, NoJob> BrokerToAsk() const;
   void DecideStop(const JobKey& key, Entry& entry, const StopOrder& order);
   void BeginStop(const JobKey& key, Entry& entry);
   void KillAt(const JobKey& key, const StopState& stop);

@@ -106,7 +106,13 @@ void WorkerService::JobStart(const CallPtr& call, const std::string& user, const
   loop_.Post([this, follower, user, spec = std::move(*spec)] {
     jobs_.StartJob(user, spec.start, spec.note, [this, follower, user, start = spec.start](const auto& started) {
       if (started) return Follow(follower, *started);
-      follower->Refuse(StartFailedStatus(started.error(), user, start));
+      const StageFailed* const failed = std::get_if<StageFailed>(&started.error());
+      if (failed == nullptr || failed->stage != Stage::kCeiling) {
+        return follower->Refuse(StartFailedStatus(started.error(), user, start));
+      }
+      jobs_.WhoIs(user, [follower, asked = start.limits](const tl::expected<UserIs, NoJob>& is) {
+        follower->Refuse(is ? AboveCeilingStatus(asked, *is) : NoJobStatus(is.error()));
+      });
     });
   });
 }
@@ -265,7 +271,14 @@ void WorkerService::WhoAmI(const CallPtr& call, const std::string& user, const W
     if (!visited) return call->Finish(NoJobStatus(visited.error()));
     response.set_output_held(jobs_.retention().HeldBy(user));
     response.set_output_limit(jobs_.retention().limits().per_user);
-    call->WriteAndFinish(ToBuffer(response));
+    jobs_.WhoIs(user, [call, response](const tl::expected<UserIs, NoJob>& is) mutable {
+      if (is && is->known != 0) {
+        *response.mutable_ceilings() = ToResourceLimits(is->ceiling);
+        *response.mutable_defaults() = ToResourceLimits(is->defaults);
+        response.set_jobs_limit(is->max_jobs);
+      }
+      call->WriteAndFinish(ToBuffer(response));
+    });
   });
 }
 

@@ -157,7 +157,7 @@ TEST_F(Connections, AFloodOfRandomDatagrams) {
       for (int failed = 0; failed == 0 || (failed == EAGAIN && WaitFor(hostile.fd(), POLLOUT)); ++sent) {
         std::string bytes(random() % 300, '\0');
         for (char& byte : bytes) byte = static_cast<char>(random());
-        if (!bytes.empty()) bytes[0] = static_cast<char>(random() % 8);
+        if (!bytes.empty()) bytes[0] = static_cast<char>(random() % 9);
         failed = hostile.SendRaw(bytes);
       }
     }

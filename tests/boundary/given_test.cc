@@ -281,6 +281,22 @@ TEST_F(Given, AsManyJobsAsAUserLikesAreManyWhenOneHasEnded) {
   EXPECT_EQ(Run(StartOf(Alice(4), {"true"})).exited.value, 0);
 }
 
+TEST_F(Given, WhoIsTellsTheListAndCounts) {
+  (void)Begin(StartOf(Alice(2), {"sleep", "infinity"}));
+  front().Send(WhoIs{"alice"});
+  const auto alice = front().Await<UserIs>();
+  EXPECT_EQ(alice.user, "alice");
+  EXPECT_EQ(alice.known, 1);
+  EXPECT_EQ(alice.jobs, 1U);
+  EXPECT_EQ(alice.max_jobs, UINT32_MAX);
+  EXPECT_EQ(alice.ceiling, (Limits{2000, 268435456, 2000, kUnlimited, kUnlimited, kUnlimited, kUnlimited}));
+  EXPECT_EQ(alice.defaults, (Limits{kUnlimited, kUnlimited, 128, kUnlimited, kUnlimited, kUnlimited, kUnlimited}));
+  for (const char* user : {"dave", "root"}) {
+    front().Send(WhoIs{user});
+    EXPECT_EQ(Encode(front().Await<UserIs>()), Encode(UserIs{user})) << user;
+  }
+}
+
 TEST_F(Given, APongComesAfterAllThatWasAskedBefore) {
   for (int i = 0; i < 100; ++i) {
     front().Send(UsageRequest{Canary()});

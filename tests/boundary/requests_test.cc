@@ -42,7 +42,7 @@ TEST_F(Requests, WithABehindByte) {
 
 TEST_F(Requests, OfEveryUnknownType) {
   const std::string body = Encode(Kill{Alice(2)}).substr(1);
-  for (int type = 7; type < 256; ++type) {
+  for (int type = 8; type < 256; ++type) {
     ExpectDropped(static_cast<char>(type) + body, std::to_string(type));
     ExpectDropped(std::string(1, static_cast<char>(type)), std::to_string(type));
   }
@@ -89,6 +89,7 @@ TEST_F(Requests, OfUsersWithNamesLikeUidsOrPaths) {
       if (request[0] >= 2) ExpectDropped(request, user);
     }
   }
+  for (const char* user : {"", "0", "../bob", "Alice", "alice "}) ExpectDropped(Encode(WhoIs{user}), user);
   ExpectDropped(Encode(StartOf({std::string("alice\0root", 10), 1}, {"true"})), "NUL");
   ExpectDropped(Encode(StartOf({std::string(kMaxUserName + 1, 'a'), 1}, {"true"})), "33 letters");
   ExpectDropped(Encode(StartOf({"alice", 0}, {"true"})), "id 0");

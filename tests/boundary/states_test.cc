@@ -71,6 +71,7 @@ class States : public BoundaryTest, public testing::WithParamInterface<Cell> {
     switch (type) {
       case RequestType::kHello: return Encode(Hello{});
       case RequestType::kPing: return Encode(Ping{});
+      case RequestType::kWhoIs: return Encode(WhoIs{Key().user});
       case RequestType::kStart: return Encode(StartOf(Key(), {"true"}));
       case RequestType::kSignal: return Encode(jobworker::Signal{Key(), SIGCONT});
       case RequestType::kKill: return Encode(Kill{Key()});
@@ -85,6 +86,7 @@ class States : public BoundaryTest, public testing::WithParamInterface<Cell> {
     switch (type) {
       case RequestType::kHello: (void)front().Await<Welcome>(); return;
       case RequestType::kPing: (void)front().Await<Pong>(); return;
+      case RequestType::kWhoIs: EXPECT_EQ(front().Await<UserIs>().known, 1); return;
       case RequestType::kStart: (void)front().Await<Started>(Key()); return;
       case RequestType::kUsage: (void)front().Await<UsageIs>(Key()); return;
       case RequestType::kForget:
@@ -135,7 +137,7 @@ TEST_P(States, IsJudgedByTheTable) {
 
 std::string NameOf(const testing::TestParamInfo<Cell>& info) {
   constexpr const char* kStateNames[] = {"NewPeer", "Absent", "Starting", "Running", "Ending", "Ended"};
-  constexpr const char* kRequestNames[] = {"Hello", "Ping", "Start", "Signal", "Kill", "Usage", "Forget"};
+  constexpr const char* kRequestNames[] = {"Hello", "Ping", "Start", "Signal", "Kill", "Usage", "Forget", "WhoIs"};
   return std::string(kStateNames[static_cast<size_t>(std::get<0>(info.param))]) + "_" +
          kRequestNames[static_cast<size_t>(std::get<1>(info.param))];
 }
@@ -145,7 +147,7 @@ INSTANTIATE_TEST_SUITE_P(All, States,
                                                           State::kRunning, State::kEnding, State::kEnded),
                                           testing::Values(RequestType::kHello, RequestType::kPing, RequestType::kStart,
                                                           RequestType::kSignal, RequestType::kKill, RequestType::kUsage,
-                                                          RequestType::kForget)),
+                                                          RequestType::kForget, RequestType::kWhoIs)),
                          NameOf);
 
 }  // namespace

@@ -28,6 +28,8 @@ void WriteRequests() {
   Write("request", "start-many", Encode(Start{kKey, {}, std::vector<std::string>(40, "x"), {"A=1", "A=2", "A=3"}}));
   Write("request", "start-elsewhere", Encode(Start{kKey, {}, {"pwd"}, {}, "/tmp", std::string("n\0te", 4), 1}));
   Write("request", "ping", Encode(Ping{}));
+  Write("request", "who-is", Encode(WhoIs{"alice"}));
+  Write("request", "bad-who-is", Encode(WhoIs{"Alice"}));
   Write("request", "bad-stdin", Encode(Start{kKey, {}, {"cat"}, {}, "", "", 2}));
   Write("request", "bad-directory", Encode(Start{kKey, {}, {"pwd"}, {}, std::string("/\0", 2), ""}));
   Write("request", "signal", Encode(Signal{kKey, 15}));
@@ -89,6 +91,7 @@ void WriteReplies() {
   Write("reply", "exited", Encode(Exited{kKey, EndCause::kExited, 3, 0, OomLevel::kNone, 0, 0, 7, {1, 2, 3, 4, 5, 6}}));
   Write("reply", "exited-oom", Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {}}));
   Write("reply", "usage", Encode(UsageIs{kKey, {1, 2, 3, 4, 5, UINT64_MAX}}));
+  Write("reply", "user", Encode(UserIs{"alice", 1, kIo, 2, 3, limits, limits}));
   Write("reply", "bad-stage", Encode(Failed{kKey, RequestType::kStart, Stage{14}, 2}));
   Write("reply", "bad-cause", Encode(Exited{kKey, EndCause{3}, 3, 0, OomLevel::kNone, 0, 0, 0, {}}));
   Write("reply", "bad-tail", Encode(UsageIs{kKey, {}}) + "x");

@@ -221,7 +221,7 @@ std::string RequestFrom(Input& input) {
     case 3: return Encode(UsageRequest{key});
     case 4: return Encode(Forget{key});
     case 5: return Encode(Hello{input.Byte() < 250 ? kProtocolVersion : 0});
-    case 6: return Encode(Ping{});
+    case 6: return whose % 2 == 0 ? Encode(Ping{}) : Encode(WhoIs{key.user});
     default: return input.Bytes(whose);
   }
 }

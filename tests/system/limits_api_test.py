@@ -32,10 +32,13 @@ class LimitsTest(api_testing.ApiTest):
                 if wrong != 0:
                     self.assert_refused(field, wrong, least, most, **{field: wrong})
 
-    def test_a_limit_above_the_ceiling_is_refused(self):
+    def test_a_limit_above_the_ceiling_is_refused_by_field_and_ceiling(self):
         for field, _, most, ceiling in FIELDS:
             for wrong in (ceiling + 1, most):
-                self.assert_invalid('limits', lambda: self.start(**{field: wrong}), 'ceiling', 'alice')
+                self.assert_refused(field, wrong, ceiling, 'alice', **{field: wrong})
+
+    def test_one_limit_above_is_enough_and_is_the_one_that_is_named(self):
+        self.assert_refused('pids', 501, 500, cpu_milli=4000, pids=501, read_ops_per_second=1)
 
     def test_a_start_that_was_refused_leaves_nothing(self):
         self.assert_code(Code.INVALID_ARGUMENT, lambda: self.start(pids=501))
@@ -61,6 +64,16 @@ class LimitsTest(api_testing.ApiTest):
             told = getattr(status.limits, field) if status.limits.HasField(field) else None
             self.assertEqual(told, None if controller in status.unenforced else value)
         api.end(job.id)
+
+    def test_who_am_i_tells_ceilings_and_defaults(self):
+        me = self.client().who_am_i()
+        for field, _, _, ceiling in FIELDS:
+            self.assertEqual((field, getattr(me.ceilings, field)), (field, ceiling))
+        self.assertEqual((me.defaults.memory_bytes, me.defaults.pids, me.jobs_limit), (2 ** 20, 64, 7))
+        self.assertFalse(me.defaults.HasField('cpu_milli'))
+        stranger = self.client('stranger').who_am_i()
+        self.assertFalse(stranger.HasField('ceilings') or stranger.HasField('defaults'))
+        self.assertEqual(stranger.jobs_limit, 0)
 
     def test_a_directory_that_cannot_be_entered_is_refused_with_its_stage(self):
         plain = self.site.write('home/alice/plain-file', '')

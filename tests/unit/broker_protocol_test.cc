@@ -17,9 +17,9 @@ Start ValidStart() {
 
 // One valid message of each type.
 const std::vector<std::string>& Requests() {
-  static const std::vector<std::string> all{Encode(Hello{}),          Encode(Ping{}),     Encode(ValidStart()),
-                                            Encode(Signal{kKey, 15}), Encode(Kill{kKey}), Encode(UsageRequest{kKey}),
-                                            Encode(Forget{kKey})};
+  static const std::vector<std::string> all{Encode(Hello{}),          Encode(Ping{}),      Encode(ValidStart()),
+                                            Encode(Signal{kKey, 15}), Encode(Kill{kKey}),  Encode(UsageRequest{kKey}),
+                                            Encode(Forget{kKey}),     Encode(WhoIs{"bob"})};
   return all;
 }
 
@@ -31,7 +31,8 @@ const std::vector<std::string>& Replies() {
       Encode(Started{kKey, {1, 2, 3, 4, 5, 6, kUnlimited}, kIo, 1, UINT64_MAX}),
       Encode(Failed{kKey, RequestType::kStart, Stage::kExec, 2}),
       Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {1, 2, 3, 4, 5, 6}}),
-      Encode(UsageIs{kKey, {1, 2, 3, 4, 5, 6}})};
+      Encode(UsageIs{kKey, {1, 2, 3, 4, 5, 6}}),
+      Encode(UserIs{"alice", 1, kIo, 2, UINT32_MAX, {1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, kUnlimited}})};
   return all;
 }
 
@@ -58,10 +59,10 @@ TEST(BrokerProtocol, EveryMessageComesBackByteForByte) {
 }
 
 // The form on the wire. When one of these changes, so must kProtocolVersion.
-TEST(BrokerProtocol, TheBytesOfVersionThree) {
-  EXPECT_EQ(kProtocolVersion, 3U);
+TEST(BrokerProtocol, TheBytesOfVersionFour) {
+  EXPECT_EQ(kProtocolVersion, 4U);
   const std::string key("\5\0\0\0alice\7\0\0\0\0\0\0\0", 17);
-  EXPECT_EQ(Encode(Hello{}), std::string("\0\3\0\0\0", 5));
+  EXPECT_EQ(Encode(Hello{}), std::string("\0\4\0\0\0", 5));
   EXPECT_EQ(Encode(Ping{}), "\1");
   EXPECT_EQ(Encode(Pong{}), "\x41");
   EXPECT_EQ(Encode(Signal{kKey, 15}), "\3" + key + "\17");
@@ -78,6 +79,9 @@ TEST(BrokerProtocol, TheBytesOfVersionThree) {
   const std::string job = key + one_to_seven + std::string("\2\1\11\0\0\0\0\0\0\0\1", 11);
   EXPECT_EQ(Encode(Job{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9, 1}), "\x42" + job);
   EXPECT_EQ(Encode(Started{kKey, {1, 2, 3, 4, 5, 6, 7}, kIo, 1, 9, 1}), "\x43" + job);
+  EXPECT_EQ(Encode(WhoIs{"alice"}), std::string("\7\5\0\0\0alice", 10));
+  EXPECT_EQ(Encode(UserIs{"alice", 1, kIo, 3, 4, {1, 2, 3, 4, 5, 6, 7}, {1, 2, 3, 4, 5, 6, 7}}),
+            std::string("\x47\5\0\0\0alice\1\2\3\0\0\0\4\0\0\0", 20) + one_to_seven + one_to_seven);
   EXPECT_EQ(Encode(Failed{kKey, RequestType::kKill, Stage::kKill, 3}), "\x44" + key + std::string("\4\10\3\0\0\0", 6));
   EXPECT_EQ(Encode(Exited{kKey, EndCause::kSignalled, 9, 1, OomLevel::kUser, 2, 3, 4, {}}),
             "\x45" + key + std::string("\1\11\1\2\2\0\0\0\3\0\0\0\4\0\0\0\0\0\0\0", 20) + std::string(48, '\0'));
@@ -109,7 +113,7 @@ TEST(BrokerProtocol, OneByteTooManyIsRefused) {
 TEST(BrokerProtocol, EveryUnknownTypeIsRefused) {
   for (int type = 0; type < 256; ++type) {
     for (std::string message : Requests()) {
-      const bool same_body = message[0] == type || (message[0] >= 4 && type >= 4 && type < 7);
+      const bool same_body = message[0] == type || (message[0] >= 4 && message[0] < 7 && type >= 4 && type < 7);
       message[0] = static_cast<char>(type);
       EXPECT_EQ(Accepts(message), same_body) << type;
       EXPECT_EQ(AcceptsReply(message), message.size() == 1 && type == 65) << type;  // a Pong
@@ -117,7 +121,7 @@ TEST(BrokerProtocol, EveryUnknownTypeIsRefused) {
     for (std::string message : Replies()) {
       message[0] = static_cast<char>(type);
       EXPECT_EQ(Accepts(message), message.size() == 1 && type == 1) << type;  // a Ping
-      EXPECT_TRUE(type >= 64 && type < 71 ? true : !AcceptsReply(message)) << type;
+      EXPECT_TRUE(type >= 64 && type < 72 ? true : !AcceptsReply(message)) << type;
     }
   }
 }
@@ -126,12 +130,16 @@ TEST(BrokerProtocol, UserNames) {
   for (const char* good : {"a", "_", "alice", "_apt", "a-b", "a0", "a_9-z"}) {
     EXPECT_TRUE(IsUserName(good)) << good;
     EXPECT_TRUE(Accepts(Encode(Kill{{good, 1}}))) << good;
+    EXPECT_TRUE(Accepts(Encode(WhoIs{good}))) << good;
+    EXPECT_TRUE(AcceptsReply(Encode(UserIs{good}))) << good;
   }
   for (const char* bad :
        {"",  "0",   "1000", "0a",  "-a",   "-1",    "Alice", "aLice",    "a.b", "..",      ".",   "a/b", "../../etc",
         "/", "a b", " a",   "a\n", "a\tb", "a\x1b", "a\x80", "\xc3\xa9", "a+",  "alice\r", "a:b", "*",   "@a"}) {
     EXPECT_FALSE(IsUserName(bad)) << bad;
     EXPECT_FALSE(Accepts(Encode(Kill{{bad, 1}}))) << bad;
+    EXPECT_FALSE(Accepts(Encode(WhoIs{bad}))) << bad;
+    EXPECT_FALSE(AcceptsReply(Encode(UserIs{bad}))) << bad;
   }
   EXPECT_FALSE(Accepts(Encode(Kill{{std::string("alice\0root", 10), 1}})));
   EXPECT_FALSE(Accepts(Encode(Kill{{std::string("\0", 1), 1}})));
@@ -230,6 +238,7 @@ TEST(BrokerProtocol, HowManyDescriptorsComeWithEachReply) {
   EXPECT_EQ(DescriptorsOf(Failed{}), 0U);
   EXPECT_EQ(DescriptorsOf(Exited{}), 0U);
   EXPECT_EQ(DescriptorsOf(UsageIs{}), 0U);
+  EXPECT_EQ(DescriptorsOf(UserIs{}), 0U);
 }
 
 TEST(BrokerProtocol, TheLargestStartFitsInOneMessage) {
