@@ -5,12 +5,11 @@
 
 #include <charconv>
 #include <cstring>
-#define TOML_EXCEPTIONS 0
-#include <toml++/toml.h>
 
 #include "cmd/cli_text.h"
 #include "common/broker_protocol.h"
 #include "daemon/because.h"
+#include "daemon/toml.h"
 
 namespace jobworker {
 namespace {

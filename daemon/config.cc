@@ -4,11 +4,10 @@
 
 #include <cmath>
 #include <functional>
-#define TOML_EXCEPTIONS 0
-#include <toml++/toml.h>
 
 #include "daemon/because.h"
 #include "daemon/files.h"
+#include "daemon/toml.h"
 
 namespace jobworker {
 
@@ -66,10 +65,15 @@ tl::unexpected<std::string> At(const toml::source_region& where, std::string_vie
   return Because(fmt::format("line {}: {}", where.begin.line, what));
 }
 
+bool HasSection(const Keys& keys, const std::string& name) {
+  const auto first = keys.lower_bound(name + ".");
+  return first != keys.end() && first->first.starts_with(name + ".");
+}
+
 tl::expected<void, std::string> TakeTable(const toml::table& table, const Keys& keys, const std::string& prefix) {
   for (const auto& [name, node] : table) {
     const std::string path = prefix + std::string(name.str());
-    if (const toml::table* inner = node.as_table(); inner != nullptr && prefix.empty()) {
+    if (const toml::table* inner = node.as_table(); inner != nullptr && HasSection(keys, path)) {
       if (const auto taken = TakeTable(*inner, keys, path + "."); !taken) return taken;
       continue;
     }

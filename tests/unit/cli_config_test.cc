@@ -113,6 +113,7 @@ TEST_F(CliConfig, ErrorsNameFileAndLine) {
   EXPECT_EQ(Refusal("[profiles.a]\nprofile = 'b'\n").find(file + ":2: unknown key profile"), 0U);
   EXPECT_EQ(Refusal("[profiles]\na = 1\n").find(file + ":2: profiles.a must be a table"), 0U);
   EXPECT_EQ(Refusal("profiles = 1\n").find(file + ":1: unknown key profiles"), 0U);
+  EXPECT_EQ(Refusal("host = 'a'\n[[[\n").find(file + ":2: "), 0U);
   EXPECT_EQ(Refusal("host = 'a'\nport = = 1\n").find(file + ":2: "), 0U);
 }
 

@@ -113,9 +113,12 @@ TEST(Config, UnknownKeysAreErrors) {
   ExpectRefused("output.perjob = 65536", "there is no key output.perjob;");
   ExpectRefused("output = 1", "there is no key output;");
   ExpectRefused("per-job = 65536", "there is no key per-job;");
-  ExpectRefused("other.x = 1", "there is no key other.x;");
+  for (const char* text : {"[outptu]\n", "[outptu]\nx = 1\n", "outptu = {}\n", "outptu.x = 1\n"}) {
+    ExpectError(ParseConfig(text), "line 1: there is no key outptu;");
+  }
+  ExpectError(ParseConfig("[output]\n[output.inner]\n"), "line 2: there is no key output.inner;");
   ExpectError(ParseConfig("[output.policy]\n"), "line 1: output.policy must be ");
-  ExpectError(ParseConfig("[stop-grace]\nx = 1\n"), "line 2: there is no key stop-grace.x");
+  ExpectError(ParseConfig("[stop-grace]\nx = 1\n"), "line 1: stop-grace must be a number");
   ExpectError(ParseConfig("[[output]]\nper-job = 65536\n"), "line 1: there is no key output");
 }
 
@@ -123,6 +126,7 @@ TEST(Config, WhatIsNotTomlIsAnError) {
   ExpectError(ParseConfig("stop-grace = 1\nstop-grace = 2\n"), "line 2: ");
   ExpectError(ParseConfig("\n\nstop-grace"), "line 3: ");
   ExpectError(ParseConfig(std::string("\0", 1)), "line 1: ");
+  for (const char* text : {"[[[", "[[[a]]]", "[[ [", "[[[["}) ExpectError(ParseConfig(text), "line 1: ");
   ExpectError(ParseConfig("x = " + std::string(100'000, '[')), "line 1: ");
 }
 
