@@ -59,22 +59,25 @@ T OrDie(tl::expected<T, std::string> result) {
 }
 
 void AddOptions(CLI::App& app, Options& options) {
-  app.add_option("--listen", options.listen, "ADDR:PORT to listen on; port 0 picks one")->capture_default_str();
-  app.add_option("--port-file", options.port_file, "write the port to this file once it is open");
-  app.add_option("--certs", options.certs, "directory of ca.pem, worker.pem and worker-key.pem")->capture_default_str();
-  app.add_option("--policy", options.policy, "who may do what (built in: alice and bob everything, carl nothing)");
-  app.add_option("--run-as", options.run_as, "USER or UID:GID to become when started as root")->type_name("ACCOUNT");
-  app.add_option("--config", options.config, "TOML file: how much output is kept, how long ended jobs, stop-grace");
+  const auto add = [&app](const char* name, std::string& field, const char* type, const std::string& what) {
+    return app.add_option(name, field, what)->option_text(type);
+  };
+  add("--listen", options.listen, "ADDR:PORT", "where to listen (" + options.listen + "); port 0 picks one");
+  add("--port-file", options.port_file, "FILE", "write the port to this file once it is open");
+  add("--certs", options.certs, "DIR", "where ca.pem, worker.pem and worker-key.pem are (" + options.certs + ")");
+  add("--policy", options.policy, "FILE", "who may do what (built in: alice and bob everything, carl nothing)");
+  add("--run-as", options.run_as, "ACCOUNT", "USER or UID:GID to become when started as root");
+  add("--config", options.config, "FILE", "TOML: how much output is kept, how long ended jobs, stop-grace");
   app.add_flag("--reflection", options.reflection, "answer gRPC's reflection service, to whoever has a certificate");
-  auto* socket = app.add_option("--broker-socket", options.broker_socket, "meet a jobbroker that runs by itself");
+  auto* socket = add("--broker-socket", options.broker_socket, "PATH", "meet a jobbroker that runs by itself");
   const auto* standalone = "Standalone (started as root, it starts its own jobbroker with these)";
-  app.add_option("--cgroup-root", options.cgroup_root, "cgroup v2 directory for the jobs")
+  add("--cgroup-root", options.cgroup_root, "DIR", "cgroup v2 directory for the jobs")
       ->group(standalone)
       ->excludes(socket);
-  app.add_option("--users", options.users, "the users list (built in: alice, bob, carl)")
+  add("--users", options.users, "FILE", "the users list (built in: alice, bob, carl)")
       ->group(standalone)
       ->excludes(socket);
-  app.add_option("--missing-controllers", options.missing_controllers, "refuse or warn")
+  add("--missing-controllers", options.missing_controllers, "refuse|warn", "what to do where the kernel lacks one")
       ->group(standalone)
       ->excludes(socket)
       ->check(CLI::IsMember({"refuse", "warn"}));
@@ -141,7 +144,9 @@ std::optional<Account> AccountToBecome(const Options& options) {
 // False when the port cannot be had.
 bool Listen(const Options& options, const TlsFiles& files, grpc::ServerBuilder& builder, RpcServer& rpc, int& port) {
   builder.AddListeningPort(options.listen, ServerCredentials(files), &port);
-  builder.SetMaxReceiveMessageSize(256 * 1024);
+  // gRPC has read a message whole before it looks at this, so a smaller number would save no memory; with this one a
+  // field that is a thousand times too large is still answered with its name.
+  builder.SetMaxReceiveMessageSize((1024 + 64) * 1024);
   for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
     builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
   }

@@ -65,7 +65,7 @@ std::string ExecFailure(int error, const Start& start) {
 std::string FailureSentence(const StageFailed& failed, const Start& start) {
   if (failed.stage == Stage::kExec) return ExecFailure(failed.error, start);
   if (failed.stage == Stage::kDirectory && !start.directory.empty()) {
-    return fmt::format("directory '{}' cannot be entered as the job's user: {}", Shown(start.directory),
+    return fmt::format("directory: '{}' cannot be entered as the job's user: {}", Shown(start.directory),
                        strerror(failed.error));
   }
   return fmt::format("the job could not be started: {}: {}", StageName(failed.stage), strerror(failed.error));
@@ -197,15 +197,19 @@ WorkerResponse ToFirstResponse(const JobTable& jobs, const JobView& job) {
   return response;
 }
 
+std::string SignalText(int number) {
+  const char* const name = sigabbrev_np(number);
+  return name == nullptr ? fmt::format("signal {}", number) : fmt::format("signal {} (SIG{})", number, name);
+}
+
 std::string StopSentence(const JobResult& result) {
   const Exited& exited = result.exited;
-  const char* name = exited.cause == EndCause::kSignalled ? sigdescr_np(exited.value) : nullptr;
   const bool stopped = result.stop.kind != StopKind::kNone;
   if (exited.cause == EndCause::kUnknown)
     return fmt::format("job {} is gone; how it ended is not known\n", exited.key.id);
-  return fmt::format("job {} {}: {} {}{}\n", exited.key.id, stopped ? "is stopped" : "had ended before",
-                     exited.cause == EndCause::kExited ? "exit code" : "signal", exited.value,
-                     name != nullptr ? fmt::format(" ({})", name) : "");
+  return fmt::format(
+      "job {} {}: {}\n", exited.key.id, stopped ? "is stopped" : "had ended before",
+      exited.cause == EndCause::kExited ? fmt::format("exit code {}", exited.value) : SignalText(exited.value));
 }
 
 // Word for word the same for another user's job as for one that never was.
@@ -237,10 +241,14 @@ grpc::Status StartFailedStatus(const JobFailure& failure, const std::string& use
     return {grpc::StatusCode::RESOURCE_EXHAUSTED, fmt::format("the server's host is short of something: {}: {}",
                                                               StageName(failed.stage), strerror(failed.error))};
   }
+  const std::string sentence = FailureSentence(failed, start);
+  if (failed.stage == Stage::kDirectory && !start.directory.empty()) {
+    return {grpc::StatusCode::INVALID_ARGUMENT, sentence};
+  }
   StartFailure detail;
   detail.set_stage(std::string(StageName(failed.stage)));
   detail.set_error(failed.error);
-  return {grpc::StatusCode::FAILED_PRECONDITION, FailureSentence(failed, start), detail.SerializeAsString()};
+  return {grpc::StatusCode::FAILED_PRECONDITION, sentence, detail.SerializeAsString()};
 }
 
 grpc::Status AboveCeilingStatus(const Limits& asked, const UserIs& user) {

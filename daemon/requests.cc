@@ -54,7 +54,7 @@ Checked CheckRange(std::string_view field, uint64_t value, uint64_t least, uint6
   return Because(fmt::format("{}: {} is not from {} to {}", field, value, least, most));
 }
 
-// Unset and 0 ask for the user's default.
+// To the broker, 0 is the user's default.
 Checked ReadLimits(const ResourceLimits& request, Limits& limits) {
   limits = {request.cpu_milli(),
             request.memory_bytes(),
@@ -63,10 +63,16 @@ Checked ReadLimits(const ResourceLimits& request, Limits& limits) {
             request.write_bytes_per_second(),
             request.read_ops_per_second(),
             request.write_ops_per_second()};
+  const std::array<bool, kLimitCount> asked = {request.has_cpu_milli(),
+                                               request.has_memory_bytes(),
+                                               request.has_pids(),
+                                               request.has_read_bytes_per_second(),
+                                               request.has_write_bytes_per_second(),
+                                               request.has_read_ops_per_second(),
+                                               request.has_write_ops_per_second()};
   for (const LimitField& field : kLimitFields) {
-    const uint64_t value = limits.at(field.index);
-    if (value == 0) continue;
-    const auto good = CheckRange(fmt::format("limits.{}", field.name), value, field.least, field.most);
+    if (!asked.at(field.index)) continue;
+    const auto good = CheckRange(fmt::format("limits.{}", field.name), limits.at(field.index), field.least, field.most);
     if (!good) return good;
   }
   return {};

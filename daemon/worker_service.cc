@@ -177,9 +177,7 @@ void WorkerService::JobSignal(const CallPtr& call, const std::string& user, cons
                              fmt::format("signal {} was not sent: {}", number, strerror(*error))});
       }
       Log("job signalled", {{"user", key.user}, {"job", std::to_string(key.id)}, {"signal", std::to_string(number)}});
-      const char* const name = sigdescr_np(number);
-      Say(call, key,
-          fmt::format("job {} got signal {}{}", key.id, number, name != nullptr ? fmt::format(" ({})", name) : ""));
+      Say(call, key, fmt::format("job {} got {}", key.id, SignalText(number)));
     });
   });
 }

@@ -59,9 +59,11 @@ class RefusedTest(api_testing.ApiTest):
         self.assert_start_refused('labels', 3073, 3072, labels=all_bytes)
 
     def test_a_label_of_1_mib_is_refused(self):
-        with self.assertRaises(testing.grpc.RpcError) as refused:
-            self.client().begin(command=b'true', labels={'k': 'v' * 2 ** 20})
-        self.assertIn(refused.exception.code(), (Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED))
+        self.assert_start_refused('labels', 2 ** 20, 255, labels={'k': 'v' * 2 ** 20})
+        self.assert_start_refused('labels', 63, labels={'k' * 2 ** 20: 'v'})
+
+    def test_a_message_of_2_mib_is_refused_unread(self):
+        self.assert_code(Code.RESOURCE_EXHAUSTED, lambda: self.client().begin(command=b'true', labels={'k': 'v' * 2 ** 21}))
 
     def test_label_keys_have_no_other_characters(self):
         every = 'AZaz09._/-'

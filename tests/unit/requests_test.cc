@@ -72,6 +72,32 @@ TEST(ReadStartRequest, TheRequestKeyIsAtMost64Bytes) {
   ExpectRefused(ReadStartRequest(request), "request_key");
 }
 
+TEST(ReadStartRequest, LimitsAreWithinTheirBoundsAndUnsetIsTheDefault) {
+  using Set = void (ResourceLimits::*)(uint64_t);
+  const std::pair<const char*, Set> fields[] = {{"cpu_milli", &ResourceLimits::set_cpu_milli},
+                                                {"memory_bytes", &ResourceLimits::set_memory_bytes},
+                                                {"pids", &ResourceLimits::set_pids},
+                                                {"read_bytes_per_second", &ResourceLimits::set_read_bytes_per_second},
+                                                {"write_bytes_per_second", &ResourceLimits::set_write_bytes_per_second},
+                                                {"read_ops_per_second", &ResourceLimits::set_read_ops_per_second},
+                                                {"write_ops_per_second", &ResourceLimits::set_write_ops_per_second}};
+  EXPECT_EQ(ReadStartRequest(Request("a"))->start.limits, Limits{});
+  for (size_t i = 0; i < kLimitCount; ++i) {
+    const auto& bounds = kLimitFields.at(i);
+    for (const uint64_t value :
+         {uint64_t{0}, bounds.least - 1, bounds.least, bounds.most, bounds.most + 1, UINT64_MAX}) {
+      WorkerStartRequest request = Request("a");
+      (request.mutable_limits()->*fields[i].second)(value);
+      const auto read = ReadStartRequest(request);
+      if (value < bounds.least || value > bounds.most) {
+        ExpectRefused(read, std::string("limits.") + fields[i].first);
+      } else {
+        EXPECT_EQ(read->start.limits.at(i), value);
+      }
+    }
+  }
+}
+
 TEST(ReadFollowRequest, TakesOneBeginningAtMost) {
   WorkerPIDRequest request;
   auto spec = ReadFollowRequest(request);
