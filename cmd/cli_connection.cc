@@ -35,6 +35,29 @@ std::string Words(const grpc::Status& status, std::string_view otherwise) {
   return status.error_message().empty() ? std::string(otherwise) : status.error_message();
 }
 
+// What a field of the API that the server complains of is called here: "timeout_ms: ..." is "--timeout (timeout_ms):
+// ...".
+std::string WithFlag(const std::string& words) {
+  constexpr std::pair<std::string_view, std::string_view> kFlags[] = {{"limits.cpu_milli", "--cpu"},
+                                                                      {"limits.memory_bytes", "--memory"},
+                                                                      {"limits.pids", "--pids"},
+                                                                      {"limits.read_bytes_per_second", "--io-read"},
+                                                                      {"limits.write_bytes_per_second", "--io-write"},
+                                                                      {"timeout_ms", "--timeout"},
+                                                                      {"lease_ms", "--lease"},
+                                                                      {"labels", "--label"},
+                                                                      {"env", "--env"},
+                                                                      {"directory", "--cwd"},
+                                                                      {"offset", "--from"},
+                                                                      {"grace_ms", "--grace"},
+                                                                      {"pid", "ID"}};
+  const std::string_view field = std::string_view(words).substr(0, words.find(':'));
+  for (const auto& [name, flag] : kFlags) {
+    if (field == name) return fmt::format("{} ({}){}", flag, name, words.substr(field.size()));
+  }
+  return words;
+}
+
 }  // namespace
 
 void PrepareGrpc() {
@@ -84,6 +107,8 @@ std::string ExplainFailure(const grpc::Status& status, const Server& server, con
                  ? *diagnosis
                  : fmt::format("{} cannot do this now: {}; try again", server.Name(), Words(status, "no reason given"));
     }
+    case grpc::StatusCode::INVALID_ARGUMENT:
+      return WithFlag(Words(status, fmt::format("{} refused the request without a reason", server.Name())));
     case grpc::StatusCode::UNIMPLEMENTED:
       return fmt::format(
           "the server at {} does not know this request; is it a jobserver, and as new as this jobworker?",

@@ -86,7 +86,7 @@ int Follower::ShowAll(Responses& responses) {
 // The job is not followed any more, and its end has not been told.
 int Follower::Over(const grpc::Status& status) {
   const std::string& id = job_.Id().empty() ? plan_.query.pid() : job_.Id();
-  if (job_.Id().empty() && !status.ok()) return session_.Fail(status);
+  if (job_.Id().empty() && !status.ok()) return session_.Fail(status, id);
   const std::string again = session_.FollowUp("query", id);
   const std::string server = session_.GetSettings().server.Name();
   if (status.ok()) {

@@ -20,7 +20,7 @@
 namespace jobworker {
 namespace {
 
-constexpr size_t kMostWaited = 100;
+constexpr size_t kMostStopped = 100;
 constexpr uint32_t kPage = 1000;
 
 int64_t Now() {
@@ -48,8 +48,7 @@ int ForEach(Session& session, const Options& options, const WorkerPIDRequest& co
     WorkerResponse response;
     const grpc::Status status = session.Ask(
         [&](Worker::Stub& stub, grpc::ClientContext* context) { return call(stub, context, request, &response); });
-    if (!status.ok() && options.ids.size() > 1) Say(fmt::format("job {}:", id));
-    const int one = status.ok() ? Print(answer(options, id, response)) : session.Fail(status);
+    const int one = status.ok() ? Print(answer(options, id, response)) : session.Fail(status, id);
     if (result == 0) result = one;
   }
   return result;
@@ -131,7 +130,7 @@ JobListRequest ListRequest(const Options& options) {
   return request;
 }
 
-// A few at a time for JobWait; how each ended is told as it ends.
+// How each ended is told as it ends.
 class Waiter {
  public:
   Waiter(Session& session, const Options& options) : session_(session), options_(options), waiting_(options.ids) {}
@@ -163,8 +162,7 @@ void Waiter::Ended(const JobStatus& job) {
 
 grpc::Status Waiter::WaitForSome() {
   JobWaitRequest request;
-  const size_t count = std::min(waiting_.size(), kMostWaited);
-  request.mutable_pids()->Add(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(count));
+  request.mutable_pids()->Add(waiting_.begin(), waiting_.end());
   request.set_any(options_.any);
   const auto responses = session_.Stub().JobWait(session_.NewContext(), request);
   JobStatus job;
@@ -196,14 +194,14 @@ int StopVerb(Session& session, const Options& options) {
   const auto call = [](Worker::Stub& stub, grpc::ClientContext* context, const WorkerPIDRequest& one,
                        WorkerResponse* response) { return stub.JobStop(context, one, response); };
   if (options.ids.size() == 1 || !session.Connect().ok()) return ForEach(session, options, request, call, StopAnswer);
-  // All at once, and told in the order in which they were named.
+  // Many at once, and told in the order in which they were named.
   std::vector<std::future<Stopped>> stops;
-  for (const std::string& id : options.ids) {
-    request.set_pid(id);
-    stops.push_back(StopLater(session.CurrentChannel(), request));
-  }
   int result = 0;
-  for (size_t each = 0; each < stops.size(); ++each) {
+  for (size_t each = 0; each < options.ids.size(); ++each) {
+    for (; stops.size() < std::min(options.ids.size(), each + kMostStopped);) {
+      request.set_pid(options.ids[stops.size()]);
+      stops.push_back(StopLater(session.CurrentChannel(), request));
+    }
     Options one = options;
     one.ids = {options.ids[each]};
     const Stopped stopped = stops[each].get();
@@ -215,8 +213,7 @@ int StopVerb(Session& session, const Options& options) {
       session.Answered("");
       status = Print(StopAnswer(options, one.ids[0], stopped.response));
     } else {
-      Say(fmt::format("job {}:", one.ids[0]));
-      status = session.Fail(stopped.status);
+      status = session.Fail(stopped.status, one.ids[0]);
     }
     if (result == 0) result = status;
   }
@@ -245,10 +242,9 @@ int StatusVerb(Session& session, const Options& options) {
     JobStatus job;
     const grpc::Status status = session.Ask(
         [&](Worker::Stub& stub, grpc::ClientContext* context) { return stub.JobStatusOf(context, request, &job); });
-    if (!status.ok() && options.ids.size() > 1) Say(fmt::format("job {}:", id));
     const int one = status.ok()
                         ? Print(options.json ? JobJson(job) : StatusText(job, session.GetSettings().user, Now()))
-                        : session.Fail(status);
+                        : session.Fail(status, id);
     if (result == 0) result = one;
   }
   return result;

@@ -1,5 +1,7 @@
 #include "cmd/cli_options.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
@@ -82,22 +84,35 @@ const VerbText& TextOf(const std::string& verb) {
   return *std::find_if(std::begin(kVerbs), std::end(kVerbs), [&](const VerbText& each) { return each.name == verb; });
 }
 
+constexpr char kCommonFlags[] = "Flags of every verb";
+
 class HelpText : public CLI::Formatter {
  public:
   std::string make_usage(const CLI::App* app, std::string) const override {
     const std::string verb = app->get_name();
     if (verb == "jobworker") return "Usage: jobworker [-u PROFILE] [-h HOST[:PORT]] [FLAG]... VERB ...\n";
-    return "Usage: jobworker [FLAG]... " + verb + " " + TextOf(verb).usage + "\n";
+    const std::string usage = TextOf(verb).usage;
+    return "Usage: jobworker [FLAG]... " + verb + (usage.empty() ? "" : " ") + usage + "\n";
+  }
+  std::string make_positionals(const CLI::App*) const override { return ""; }  // the usage shows them
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode mode) const override {
+    // CLI11 leaves two empty lines between groups.
+    return CLI::detail::find_and_replace(Formatter::make_help(app, std::move(name), mode), "\n\n\n", "\n\n");
+  }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    return option->get_type_size() == 0 ? "" : " " + option->get_type_name();
   }
 };
 
 // For the program and for each verb, so that they may come before the verb's name and after it.
 void AddGlobal(CLI::App& app, Options& options) {
+  app.option_defaults()->group(kCommonFlags);
+  app.set_help_flag("--help", "Print this help");
   app.add_option("-u,--profile", options.profile, "Whose certificate to use (alice), or a profile of config.toml")
       ->type_name("PROFILE");
   app.add_option("-h,--host", options.host, "The server (localhost:57533); [::1]:57533 for IPv6")
       ->type_name("HOST[:PORT]");
-  app.add_option("--certs", options.certs, "Where ca.pem, PROFILE.pem and PROFILE-key.pem are")->type_name("DIR");
+  app.add_option("--certs", options.certs, "Where ca.pem, USER.pem and USER-key.pem are")->type_name("DIR");
   app.add_flag("--json", options.json, "Answers as JSON, one object a line; see man jobworker");
   app.add_flag_callback(
       "--no-reconnect", [&options] { options.reconnect = false; },
@@ -107,7 +122,8 @@ void AddGlobal(CLI::App& app, Options& options) {
 CLI::App* AddVerb(CLI::App& app, Options& options, Verb verb, const char* name, const char* description) {
   CLI::App* const command = app.add_subcommand(name, description);
   command->footer(TextOf(name).footer);
-  AddGlobal(*command, options);
+  command->set_help_flag();
+  command->option_defaults()->group("Flags");
   command->callback([&options, verb] { options.verb = verb; });
   return command;
 }
@@ -125,12 +141,14 @@ CLI::Option* AddParsed(CLI::App* command, const char* name, Parsed<Value> (*pars
 }
 
 Parsed<bool> ParseOnDisconnect(std::string_view text) {
-  if (text != "keep" && text != "stop") return Because("it is keep or stop");
+  if (text != "keep" && text != "stop") return Because(fmt::format("'{}' is neither keep nor stop", text));
   return text == "stop";
 }
 
 Parsed<std::string> ParseShell(std::string_view text) {
-  if (text != "bash" && text != "zsh" && text != "fish") return Because("there is one for bash, zsh and fish");
+  if (text != "bash" && text != "zsh" && text != "fish") {
+    return Because(fmt::format("there are scripts for bash, zsh and fish, none for '{}'", text));
+  }
   return std::string(text);
 }
 
@@ -225,6 +243,7 @@ void AddQuery(CLI::App& app, Options& options) {
 }
 
 constexpr int kManyIds = 100000;
+constexpr int kMostWaited = 100;  // the server's bound
 
 void AddOthers(CLI::App& app, Options& options) {
   CLI::App* const stop = AddVerb(app, options, Verb::kStop, "stop", "Stop jobs and all their processes");
@@ -300,8 +319,8 @@ void CheckStart(const Options& options) {
   if (options.timeout_ms && *options.timeout_ms == 0) {
     throw CLI::ValidationError("--timeout: 0 is not a length of time for a job; leave it out for no timeout");
   }
-  if (!options.directory.empty() && options.directory[0] != '/') {
-    throw CLI::ValidationError("--cwd: '" + options.directory + "' is not an absolute path on the server");
+  if (options.directory && !options.directory->starts_with('/')) {
+    throw CLI::ValidationError("--cwd: '" + *options.directory + "' is not an absolute path on the server");
   }
   for (const std::string& entry : options.env) {
     if (entry.find('=') == std::string::npos || entry[0] == '=') {
@@ -312,10 +331,16 @@ void CheckStart(const Options& options) {
 
 std::string ErrorText(const CLI::App& app, const CLI::Error& error) {
   const auto chosen = app.get_subcommands();
-  if (chosen.empty() && error.get_name() == "RequiredError")
-    return "say what to do, such as start, list or stop; see jobworker --help";
-  const std::string verb = chosen.empty() ? "" : " " + chosen[0]->get_name();
-  return std::string(error.what()) + "; see jobworker" + verb + " --help";
+  const std::string help = "; see jobworker" + (chosen.empty() ? "" : " " + chosen[0]->get_name()) + " --help";
+  const std::string what = error.what();
+  if (chosen.empty() && error.get_name() == "RequiredError") {
+    const auto words = app.remaining();
+    return (words.empty() ? "say what to do" : "there is no verb '" + words[0] + "'; say what to do") +
+           ", such as start, list or stop" + help;
+  }
+  if (error.get_name() != "ArgumentMismatch") return what + help;
+  return what.substr(0, what.find(':')) + (what.ends_with("missing") ? " needs a value" : " is given more than once") +
+         help;
 }
 
 }  // namespace
@@ -324,20 +349,27 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
   Options options;
   CLI::App app("Run a command on another machine, watch it, come back to it, stop it.", "jobworker");
   app.formatter(std::make_shared<HelpText>());
-  app.set_help_flag("--help", "Print this help");
-  app.set_version_flag("--version", "jobworker " JOBWORKER_VERSION, "Print the version");
   AddGlobal(app, options);
+  app.set_version_flag("--version", "jobworker " JOBWORKER_VERSION, "Print the version");
   app.footer(kFooter);
   app.require_subcommand(1);
   AddStart(app, options);
   AddQuery(app, options);
   AddOthers(app, options);
+  for (CLI::App* const verb : app.get_subcommands({})) {
+    verb->group("Verbs");
+    AddGlobal(*verb, options);
+  }
   try {
     const Arguments arguments(argc, argv);
     app.parse(std::vector<std::string>(arguments.words.rbegin(), arguments.words.rend()));  // last one first
     if (options.verb == Verb::kStart) {
       TakeWords(app.get_subcommand("start")->remaining(), arguments.from_end, options);
       CheckStart(options);
+    }
+    if (options.verb == Verb::kWait && options.ids.size() > kMostWaited) {
+      throw CLI::ValidationError(
+          fmt::format("wait: there are {} ids; at most {} are taken", options.ids.size(), kMostWaited));
     }
   } catch (const CLI::CallForHelp&) {
     const auto chosen = app.get_subcommands();

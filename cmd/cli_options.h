@@ -45,7 +45,7 @@ struct Options {
   std::vector<std::string> env;    // NAME=VALUE
   std::vector<std::string> words;  // the job's, at least one
   bool verbatim = false;           // a `--` came before the words
-  std::string directory;
+  std::optional<std::string> directory;
   std::optional<uint64_t> timeout_ms;
   std::optional<uint64_t> cpu_milli, memory_bytes, pids, read_rate, write_rate;
   std::map<std::string, std::string> labels;  // and list: those that a job must have

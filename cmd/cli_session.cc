@@ -109,9 +109,12 @@ std::string Session::Explain(const grpc::Status& status) const {
   return ExplainFailure(status, settings_.server, identity_);
 }
 
-int Session::Fail(const grpc::Status& status) {
+int Session::Fail(const grpc::Status& status, const std::string& about) {
   watch_.Answered();
-  Say(Explain(status));
+  const auto code = status.error_code();
+  const bool of_job = code == grpc::StatusCode::NOT_FOUND || code == grpc::StatusCode::INVALID_ARGUMENT ||
+                      code == grpc::StatusCode::FAILED_PRECONDITION;
+  Say((of_job && !about.empty() ? fmt::format("job {}: ", about) : "") + Explain(status));
   return FailureExitStatus(status);
 }
 

@@ -101,7 +101,9 @@ std::optional<int> SignalNumber(std::string_view text) {
 
 Parsed<uint64_t> ParseSize(std::string_view text) {
   const auto size = Size(text);
-  if (!size) return Because(fmt::format("'{}' is not a size; say a number of bytes, or 64K, 128M, 1.5G", text));
+  if (!size)
+    return Because(
+        fmt::format("'{}' is not a size; say a number of bytes, or 64K, 128M, 1.5G, below 2^63 bytes", text));
   return *size;
 }
 
@@ -109,14 +111,14 @@ Parsed<uint64_t> ParseRate(std::string_view text) {
   const std::string_view amount = text.ends_with("/s") ? text.substr(0, text.size() - 2) : text;
   const auto size = Size(amount);
   if (!size || *size == 0)
-    return Because(fmt::format("'{}' is not a rate; say bytes a second from 1, or 64K, 10M", text));
+    return Because(fmt::format("'{}' is not a rate; say bytes a second, or 64K, 10M, from 1 to below 2^63", text));
   return *size;
 }
 
 Parsed<uint64_t> ParseCount(std::string_view text) {
   const auto count = Amount(text, {{"", 1}});
   if (!count || *count == 0 || text.find('.') != std::string_view::npos) {
-    return Because(fmt::format("'{}' is not a number from 1", text));
+    return Because(fmt::format("'{}' is not a whole number from 1 to below 2^63", text));
   }
   return *count;
 }
@@ -124,7 +126,8 @@ Parsed<uint64_t> ParseCount(std::string_view text) {
 Parsed<uint64_t> ParseCpu(std::string_view text) {
   const auto cpu = Amount(text, {{"", 1000}, {"%", 10}, {"m", 1}, {"CPU", 1000}, {"CPUs", 1000}});
   if (!cpu || *cpu == 0) {
-    return Because(fmt::format("'{}' is not an amount of CPU; say 0.5 or 50% for half of one, 2 for two", text));
+    return Because(
+        fmt::format("'{}' is not an amount of CPU; say 0.5 or 50% for half of one, 2 for two, more than 0", text));
   }
   return *cpu;
 }
@@ -132,7 +135,8 @@ Parsed<uint64_t> ParseCpu(std::string_view text) {
 Parsed<uint64_t> ParseDuration(std::string_view text) {
   const auto time =
       Amount(text, {{"", 1e3}, {"ms", 1}, {"s", 1e3}, {"m", 6e4}, {"min", 6e4}, {"h", 36e5}, {"d", 864e5}});
-  if (!time) return Because(fmt::format("'{}' is not a length of time; say 250ms, 10s, 5m, 2h or 1d", text));
+  if (!time)
+    return Because(fmt::format("'{}' is not a length of time; say 250ms, 10s, 5m, 2h or 1d, below 2^63 ms", text));
   return *time;
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "cmd/cli_follow.h"
@@ -36,7 +37,7 @@ WorkerStartRequest StartRequest(const Options& options) {
   request.mutable_args()->Add(options.words.begin() + 1, options.words.end());
   request.mutable_env()->Add(options.env.begin(), options.env.end());
   request.set_request_key(RandomKey());
-  request.set_directory(options.directory);
+  if (options.directory) request.set_directory(*options.directory);
   SetLimits(*request.mutable_limits(), options);
   if (options.timeout_ms) request.set_timeout_ms(*options.timeout_ms);
   request.mutable_labels()->insert(options.labels.begin(), options.labels.end());
@@ -86,6 +87,13 @@ std::optional<int> ResolveLast(Session& session, std::vector<std::string>& ids) 
   return std::nullopt;
 }
 
+// Each once, where it was first.
+void RemoveRepeated(std::vector<std::string>& ids) {
+  std::set<std::string> seen;
+  ids.erase(std::remove_if(ids.begin(), ids.end(), [&](const std::string& id) { return !seen.insert(id).second; }),
+            ids.end());
+}
+
 // What is said when Ctrl-C comes before the server has answered.
 std::string LeaveText(Verb verb) {
   switch (verb) {
@@ -121,6 +129,7 @@ void RunVerb(const Options& options, const Settings& settings, Identity identity
   Session session(settings, std::move(identity), std::move(loader), options.reconnect, LeaveText(options.verb));
   Options resolved = options;
   const std::optional<int> failed = ResolveLast(session, resolved.ids);
+  RemoveRepeated(resolved.ids);
   _exit(failed ? *failed : Dispatch(session, resolved));
 }
 

@@ -154,7 +154,19 @@ TEST(CliOptions, BadAmountsNameTheFlagAndWhatIsTaken) {
   } cases[] = {{{"start", "--memory", "1X", "ls"}, "--memory: '1X' is not a size"},
                {{"start", "--memory", "-1", "ls"}, "--memory: '-1' is not a size"},
                {{"start", "--cpu", "0", "ls"}, "--cpu: '0' is not an amount of CPU"},
-               {{"start", "--pids", "0", "ls"}, "--pids: '0' is not a number from 1"},
+               {{"start", "--pids", "0", "ls"}, "--pids: '0' is not a whole number from 1"},
+               {{"start", "--pids", "1.5", "ls"}, "--pids: '1.5' is not a whole number from 1"},
+               {{"start", "--memory", "8388608T", "ls"},
+                "--memory: '8388608T' is not a size; say a number of bytes, or 64K, 128M, 1.5G, below 2^63"},
+               {{"start", "--memory", "9223372036854775808", "ls"}, "below 2^63"},
+               {{"start", "--timeout", "106751991168d", "ls"}, "below 2^63 ms"},
+               {{"start", "--timeout", "-1s", "ls"}, "--timeout: '-1s' is not"},
+               {{"start", "--cwd", "", "ls"}, "--cwd: '' is not an absolute path"},
+               {{"start", "--memory"}, "--memory needs a value"},
+               {{"start", "--memory", "1G", "--memory", "2G", "ls"}, "--memory is given more than once"},
+               {{"query", "1", "2"}, "ID is given more than once"},
+               {{"strat", "ls"}, "there is no verb 'strat'"},
+               {{}, "say what to do"},
                {{"start", "--io-write", "0", "ls"}, "--io-write: '0' is not a rate"},
                {{"start", "--io-read", "x", "ls"}, "--io-read: 'x' is not a rate"},
                {{"start", "--timeout", "0", "ls"}, "--timeout: 0 is not"},
@@ -165,7 +177,7 @@ TEST(CliOptions, BadAmountsNameTheFlagAndWhatIsTaken) {
                {{"start", "--cwd", "srv", "ls"}, "--cwd: 'srv' is not an absolute path"},
                {{"start", "-d", "--stdin", "ls"}, "--stdin needs somebody"},
                {{"start", "--lease", "5s", "ls"}, "--lease goes with"},
-               {{"start", "--on-disconnect", "drop", "ls"}, "--on-disconnect: it is keep or stop"},
+               {{"start", "--on-disconnect", "drop", "ls"}, "--on-disconnect: 'drop' is neither keep nor stop"},
                {{"query", "--tail", "x", "3"}, "--tail: 'x' is not a number of lines"},
                {{"query", "--tail", "1", "--from", "2", "3"}, "excludes"},
                {{"query", "--stdout", "--stderr", "3"}, "excludes"},
@@ -178,6 +190,20 @@ TEST(CliOptions, BadAmountsNameTheFlagAndWhatIsTaken) {
     EXPECT_TRUE(parsed.failed) << bad.part;
     EXPECT_NE(parsed.text.find(bad.part), std::string::npos) << parsed.text;
   }
+}
+
+TEST(CliOptions, WaitTakes100Ids) {
+  std::vector<std::string> ids;
+  for (int id = 1; id <= 101; ++id) ids.push_back(std::to_string(id));
+  std::vector<const char*> words = {"jobworker", "wait"};
+  for (const std::string& id : ids) words.push_back(id.c_str());
+  const ParsedOptions refused = ParseOptions(static_cast<int>(words.size()), words.data());
+  EXPECT_TRUE(refused.failed);
+  EXPECT_EQ(refused.text, "wait: there are 101 ids; at most 100 are taken; see jobworker wait --help");
+  words.pop_back();
+  const ParsedOptions taken = ParseOptions(static_cast<int>(words.size()), words.data());
+  ASSERT_TRUE(taken.options);
+  EXPECT_EQ(taken.options->ids.size(), 100U);
 }
 
 TEST(CliOptions, Refused) {

@@ -100,7 +100,9 @@ TEST_F(CliProgram, RefusalsAreWordsAndTheRightStatus) {
                {{grpc::StatusCode::UNAUTHENTICATED, "two CNs"}, 125, "alice.pem: two CNs"},
                {{grpc::StatusCode::UNAVAILABLE, "the broker is away"}, 125, "the broker is away; try again"},
                {{grpc::StatusCode::UNIMPLEMENTED, ""}, 125, "is it a jobserver"},
-               {{grpc::StatusCode::INVALID_ARGUMENT, "bad\x1b]"}, 125, "bad\\x1b]"}};
+               {{grpc::StatusCode::INVALID_ARGUMENT, "bad\x1b]"}, 125, "bad\\x1b]"},
+               {{grpc::StatusCode::INVALID_ARGUMENT, "limits.pids: 9"}, 125, "jobworker: --pids (limits.pids): 9"},
+               {{grpc::StatusCode::INVALID_ARGUMENT, "pids: 9"}, 125, "jobworker: pids: 9"}};
   for (const auto& refused : cases) {
     Refuse(refused.status);
     const Outcome outcome = Run({"start", "x"});

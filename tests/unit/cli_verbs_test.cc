@@ -242,8 +242,8 @@ TEST_F(CliVerbs, LastIsTheNewestJob) {
     job = Job(request.pid(), JobStatus::RUNNING);
     return grpc::Status::OK;
   };
-  EXPECT_EQ(Run({"status", "@last", "3"}).status, 0);
-  EXPECT_EQ(asked, "41 3 ");
+  EXPECT_EQ(Run({"status", "@last", "3", "41", "3"}).status, 0);
+  EXPECT_EQ(asked, "41 3 ");  // each once
   worker_.list = [](const auto&, auto&) { return grpc::Status::OK; };
   const Outcome none = Run({"query", "@last"});
   EXPECT_EQ(none.status, 125);
@@ -266,7 +266,7 @@ TEST_F(CliVerbs, StopPassesItsFlagsOnAndTakesSeveralIds) {
   const Outcome outcome = Run({"stop", "--signal", "INT", "--grace", "1m", "3", "9", "4"});
   EXPECT_EQ(outcome.status, 125);
   EXPECT_EQ(outcome.out, "job 3 is stopped\njob 4 is stopped\n");
-  EXPECT_EQ(outcome.err, "jobworker: job 9:\njobworker: you have no job with this id\n");
+  EXPECT_EQ(outcome.err, "jobworker: job 9: you have no job with this id\n");
   EXPECT_EQ(got["4"].signal(), SIGINT);
   EXPECT_EQ(got["4"].grace_ms(), 60000U);
   EXPECT_FALSE(got["4"].now());
@@ -312,13 +312,13 @@ TEST_F(CliVerbs, SignalAndRm) {
   EXPECT_EQ(got.signal(), SIGHUP);
   EXPECT_EQ(Run({"signal", "--json", "10", "3"}).out, "{\"v\":1,\"type\":\"signalled\",\"id\":\"3\",\"signal\":10}\n");
   worker_.remove = [](const WorkerPIDRequest& request, auto&) {
-    if (request.pid() == "4") return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "job 4 has not ended");
+    if (request.pid() == "4") return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "it has not ended");
     return grpc::Status::OK;
   };
   const Outcome outcome = Run({"rm", "3", "4", "5"});
   EXPECT_EQ(outcome.out, "job 3 is forgotten\njob 5 is forgotten\n");
   EXPECT_EQ(outcome.status, 125);
-  EXPECT_EQ(outcome.err, "jobworker: job 4:\njobworker: job 4 has not ended\n");
+  EXPECT_EQ(outcome.err, "jobworker: job 4: it has not ended\n");
   EXPECT_EQ(Run({"rm", "--json", "3"}).out, "{\"v\":1,\"type\":\"removed\",\"id\":\"3\"}\n");
 }
 
