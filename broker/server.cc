@@ -2,10 +2,8 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
-#include <sys/timerfd.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -23,17 +21,6 @@ namespace jobworker {
 namespace {
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
 constexpr int kSpareDescriptors = 32;
-constexpr size_t kMostStoredNames = 120'000;  // $LISTEN_FDNAMES, as all strings of an environment, ends at 128 KiB
-
-// The number of PIDFD_GET_INFO, what it gives back, and the bit of it that says how a reaped process ended
-// (Linux 6.15).
-struct PidfdInfo {
-  uint64_t mask = kExit, cgroup = 0;
-  uint32_t ids[11] = {};
-  int32_t exit_code = 0;
-  static constexpr uint64_t kExit = 8;
-};
-constexpr auto kPidfdGetInfo = _IOWR(0xff, 11, PidfdInfo);
 
 struct Record {
   State state = State::kStarting;
@@ -41,15 +28,11 @@ struct Record {
   UniqueFd cgroup, events;
   Child child;
   ChildFailure failure;  // with an error, the job never ran: it ends as Failed, not as Exited
-  Parcel parcel;
+  Job job;
+  Exited exited;
 };
 using Jobs = std::map<JobKey, Record>;
 using JobEntry = Jobs::value_type;
-struct Outgoing {
-  std::string message;
-  std::shared_ptr<JobDescriptors> descriptors;  // those before kStdin go with it
-  UniqueFd stdin_end;
-};
 
 // The kernel closes descriptors that were sent to us when we read, or drop unread, what they came with; and closing a
 // TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, this interrupts the wait.
@@ -68,18 +51,16 @@ uint64_t NowUs() {
 
 class Server {
  public:
-  explicit Server(Service& service) : service_(service) {}
+  Server(Users& users, uint8_t missing, UniqueFd listener, uid_t peer_uid)
+      : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
-  void Run() {
+  void Run(UniqueFd peer, std::initializer_list<int> ends) {
     struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
-    for (const int end : service_.ends) Watch(end, EPOLLIN, [this](uint32_t) { running_ = false; });
-    for (auto& [key, stored] : service_.jobs) Adopt(stored);
-    if (service_.watchdog_us != 0) WatchTheClock();
-    if (service_.listener.IsOpen()) Watch(service_.listener.Get(), EPOLLIN, [this](uint32_t) { AcceptPeer(); });
-    if (service_.peer.IsOpen()) TakePeer(std::move(service_.peer));
-    service_.store.Tell("READY=1");
+    for (const int end : ends) Watch(end, EPOLLIN, [this](uint32_t) { running_ = false; });
+    if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, [this](uint32_t) { AcceptPeer(); });
+    if (peer.IsOpen()) TakePeer(std::move(peer));
     while (running_) {
       // One at a time: what an event closes or erases cannot be named by another one that was fetched with it.
       epoll_event event{};
@@ -108,69 +89,17 @@ class Server {
     fd.Reset();
   }
 
-  // Half the time that systemd gives. That requests are read too is what the front end's Ping shows.
-  void WatchTheClock() {
-    const auto half = static_cast<time_t>(service_.watchdog_us / 2);
-    const timespec beat{half / 1'000'000, half % 1'000'000 * 1000};
-    const itimerspec beats{beat, beat};
-    OrThrow(timerfd_settime(watchdog_.Get(), 0, &beats, nullptr), "timerfd_settime");
-    Watch(watchdog_.Get(), EPOLLIN, [this](uint32_t) {
-      uint64_t passed = 0;
-      if (read(watchdog_.Get(), &passed, sizeof(passed)) > 0) service_.store.Tell("WATCHDOG=1");
-    });
-  }
-
-  // Takes up a job of an earlier broker's where that one left it.
-  void Adopt(StoredJob& stored) {
-    const Parcel& parcel = stored.parcel;
-    const auto found = service_.users.find(parcel.job.key.user);
-    Record record;
-    record.parcel = parcel;
-    if (found != service_.users.end()) record.owner = &found->second;
-    if (parcel.Ended()) record.state = State::kEnded;
-    if (parcel.Ended() || record.owner == nullptr) service_.store.Drop(parcel.Name(false));
-    if (record.owner == nullptr) return service_.store.Drop(parcel.Name(true));
-    record.child.descriptors = std::make_shared<JobDescriptors>();
-    std::move(stored.descriptors.end() - kStdin, stored.descriptors.end(), record.child.descriptors->begin());
-    if (!parcel.Ended()) {
-      record.cgroup = OpenLeaf(record.owner->cgroup.Get(), parcel.job.key.id);
-      if (!record.cgroup.IsOpen()) return service_.store.Drop(parcel.Name(false));
-      record.child.pidfd = std::move(stored.descriptors[0]);
-      record.child.status = std::move(stored.descriptors[1]);
-    }
-    Begin(std::move(record));
-  }
-
-  void Begin(Record record) {
-    ++record.owner->job_count;
-    record.owner->ended_count += record.state == State::kEnded ? 1U : 0U;
-    stored_names_ += record.parcel.Name(true).size() + 1;
-    const JobKey key = record.parcel.job.key;
-    JobEntry& job = *jobs_.emplace(key, std::move(record)).first;
-    if (job.second.state == State::kEnded) return;
-    Watch(job.second.child.status.Get(), EPOLLIN, [this, &job](uint32_t) { ExecDone(job); });
-  }
-
-  void Keep(const Record& record) {
-    std::vector<int> numbers;
-    for (const UniqueFd* fd : {&record.child.pidfd, &record.child.status}) {
-      if (fd->IsOpen()) numbers.push_back(fd->Get());
-    }
-    for (size_t i = 0; i < kStdin; ++i) numbers.push_back((*record.child.descriptors)[i].Get());
-    service_.store.Keep(record.parcel, numbers);
-  }
-
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
   void AcceptPeer() {
     const Heartbeat heartbeat;
-    const UniqueFd visitor(accept4(service_.listener.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    const UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     ucred who{};
     socklen_t size = sizeof(who);
     if (!visitor.IsOpen() || getsockopt(visitor.Get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return;
     // A front end that died is gone, though what it sent last is still to be read.
     for (pollfd hung_up{peer_.Get(), 0, 0}; peer_.IsOpen() && poll(&hung_up, 1, 0) == 1;) ReadRequest();
-    if (who.uid != service_.peer_uid || peer_.IsOpen()) {
-      const char* reason = who.uid != service_.peer_uid ? "wrong uid" : "another front end is connected";
+    if (who.uid != peer_uid_ || peer_.IsOpen()) {
+      const char* reason = who.uid != peer_uid_ ? "wrong uid" : "another front end is connected";
       (void)fprintf(stderr, "jobbroker: refused uid=%u pid=%d reason=\"%s\"\n", who.uid, who.pid, reason);
       return;
     }
@@ -199,7 +128,7 @@ class Server {
     (void)shutdown(peer_.Get(), SHUT_RDWR);  // a child has a copy until it execs
     Unwatch(peer_);
     outgoing_.clear();
-    if (!service_.listener.IsOpen()) running_ = false;
+    if (!listener_.IsOpen()) running_ = false;
   }
 
   void ReadRequest() {
@@ -229,31 +158,28 @@ class Server {
   void Answer(const Hello& hello) {
     if (hello.version != kProtocolVersion) return DropPeer("other protocol version");
     greeted_ = true;
-    Send(Encode(Welcome{kProtocolVersion, service_.missing, static_cast<uint32_t>(jobs_.size())}));
+    Send(Encode(Welcome{kProtocolVersion, missing_, static_cast<uint32_t>(jobs_.size())}));
     for (JobEntry& job : jobs_) {
       SendJob(job.second, ReplyType::kJob);
-      if (job.second.state == State::kEnded) Send(Encode(job.second.parcel.exited));
+      if (job.second.state == State::kEnded) Send(Encode(job.second.exited));
     }
   }
 
   void Answer(const Ping&) { Send(Encode(Pong{})); }
 
   void Answer(const Start& start) {
-    const auto found = service_.users.find(start.key.user);
-    if (found == service_.users.end()) return Fail(start.key, RequestType::kStart, Stage::kUser, ENOENT);
+    const auto found = users_.find(start.key.user);
+    if (found == users_.end()) return Fail(start.key, RequestType::kStart, Stage::kUser, ENOENT);
     User& owner = found->second;
     // One that has ended does not count: a front end keeps the newest, which tells the next one where ids go on.
     const uint64_t free = owner.ended_count > 0 ? 1 : 0;
-    const bool full = service_.store.IsOpen() && stored_names_ > kMostStoredNames;
-    if (full || owner.job_count - free >= owner.max_jobs) {
-      return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
-    }
+    if (owner.job_count - free >= owner.max_jobs) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
     const std::optional<Limits> limits = JobLimits(owner, start.limits);
     if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
     Record record;
     record.owner = &owner;
-    record.parcel.exited.key = start.key;
-    record.parcel.job = {start.key, {}, owner.missing, 0, NowUs(), 0};
+    record.exited.key = start.key;
+    record.job = {start.key, {}, owner.missing, 0, NowUs(), 0};
     Stage stage = Stage::kCgroup;
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
@@ -261,16 +187,16 @@ class Server {
       // The kernel gives out the lowest free number. What a start leaves free is for killing jobs and for visitors.
       errno = EMFILE;
       OrThrow(max_descriptors_ - kSpareDescriptors - record.cgroup.Get(), "descriptors");
-      record.parcel.job.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
-      for (size_t i = 0; i < kLimitCount; ++i)
-        record.parcel.job.limits[i] = std::min(record.parcel.job.limits[i], owner.applied[i]);
+      record.job.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
+      for (size_t i = 0; i < kLimitCount; ++i) record.job.limits[i] = std::min(record.job.limits[i], owner.applied[i]);
       record.child = Spawn(owner, start, record.cgroup.Get(), stage);
     } catch (const std::system_error& error) {
       if (error.code() != std::errc::file_exists) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
       return Fail(start.key, RequestType::kStart, stage, error.code().value());
     }
-    Keep(record);
-    Begin(std::move(record));
+    ++owner.job_count;
+    JobEntry& job = *jobs_.emplace(start.key, std::move(record)).first;
+    Watch(job.second.child.status.Get(), EPOLLIN, [this, &job](uint32_t) { ExecDone(job); });
   }
 
   void Answer(const Signal& signal) {
@@ -288,12 +214,12 @@ class Server {
   void Answer(const UsageRequest& usage) {
     const Record& record = jobs_.at(usage.key);
     const bool lives = record.cgroup.IsOpen();
-    Send(Encode(UsageIs{usage.key, lives ? ReadCounters(record.cgroup.Get()) : record.parcel.exited.counters}));
+    Send(Encode(UsageIs{usage.key, lives ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
   }
 
   void Answer(const WhoIs& who) {
     UserIs is{who.user};
-    if (const auto found = service_.users.find(who.user); found != service_.users.end()) {
+    if (const auto found = users_.find(who.user); found != users_.end()) {
       const User& user = found->second;
       const auto most = static_cast<uint32_t>(std::min<uint64_t>(user.max_jobs, UINT32_MAX));
       is = {who.user, 1, user.missing, static_cast<uint32_t>(user.job_count), most, user.applied, user.job};
@@ -304,8 +230,6 @@ class Server {
 
   void Answer(const Forget& forget) {
     const Record& record = jobs_.at(forget.key);
-    service_.store.Drop(record.parcel.Name(true));
-    stored_names_ -= record.parcel.Name(true).size() + 1;
     --record.owner->job_count;
     --record.owner->ended_count;
     jobs_.erase(forget.key);
@@ -316,42 +240,26 @@ class Server {
     const ssize_t size = read(record.child.status.Get(), &record.failure, sizeof(record.failure));
     if (size < 0) return;  // EAGAIN or EINTR: epoll tells again
     Unwatch(record.child.status);
-    Watch(record.child.pidfd.Get(), EPOLLIN, [this, &job](uint32_t now) { MainProcessEnded(job, now); });
+    Watch(record.child.pidfd.Get(), EPOLLIN, [this, &job](uint32_t) { MainProcessEnded(job); });
     if (size != 0) return;
     record.state = State::kRunning;
     SendJob(record, ReplyType::kStarted);
   }
 
-  void MainProcessEnded(JobEntry& job, uint32_t events) {
+  void MainProcessEnded(JobEntry& job) {
     Record& record = job.second;
-    Exited& exited = record.parcel.exited;
-    const int pidfd = record.child.pidfd.Get();
     siginfo_t info{};
-    PidfdInfo foreign;
-    int status = 0;  // as of waitpid
-    if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info, WEXITED | WNOHANG) == 0) {
-      if (info.si_pid == 0) return;
-      status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
-      status |= info.si_code == CLD_DUMPED ? WCOREFLAG : 0;
-    } else if (ioctl(pidfd, kPidfdGetInfo, &foreign) == 0 && (foreign.mask & PidfdInfo::kExit) != 0) {
-      status = foreign.exit_code;
-    } else if (errno != ENOTTY && (events & EPOLLHUP) == 0) {
-      // A child of an earlier broker. How it ended is told once another process has reaped it, which hangs up.
-      return Watch(pidfd, 0, [this, &job](uint32_t now) { MainProcessEnded(job, now); });
-    } else {
-      exited.cause = EndCause::kUnknown;
-    }
+    const auto id = static_cast<id_t>(record.child.pidfd.Get());
+    if (waitid(static_cast<idtype_t>(P_PIDFD), id, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return;
     Unwatch(record.child.pidfd);
     record.state = State::kEnding;
-    exited.ended_us = std::max(NowUs(), record.parcel.job.started_us);  // the clock may have been set back
-    if (exited.cause != EndCause::kUnknown) {
-      exited.cause = WIFEXITED(status) ? EndCause::kExited : EndCause::kSignalled;
-      exited.value = static_cast<uint8_t>(WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
-      exited.core_dumped = WCOREDUMP(status) ? 1 : 0;
-    }
+    record.exited.ended_us = std::max(NowUs(), record.job.started_us);  // the clock may have been set back
+    record.exited.cause = info.si_code == CLD_EXITED ? EndCause::kExited : EndCause::kSignalled;
+    record.exited.value = static_cast<uint8_t>(info.si_status);
+    record.exited.core_dumped = info.si_code == CLD_DUMPED;
     record.events = OpenEvents(record.cgroup.Get());
     if (!IsPopulated(record.events)) return CgroupEmpty(job);
-    exited.leftovers = CountProcesses(record.cgroup.Get());
+    record.exited.leftovers = CountProcesses(record.cgroup.Get());
     (void)KillAll(record.cgroup.Get());
     Watch(record.events.Get(), EPOLLPRI, [this, &job](uint32_t) {
       if (!IsPopulated(job.second.events)) CgroupEmpty(job);
@@ -361,15 +269,13 @@ class Server {
   void CgroupEmpty(JobEntry& job) {
     Record& record = job.second;
     Unwatch(record.events);
-    ReadOomKills(record.cgroup.Get(), record.parcel.exited.oom_kills, record.parcel.exited.oom_level);
-    record.parcel.exited.counters = ReadCounters(record.cgroup.Get());
+    ReadOomKills(record.cgroup.Get(), record.exited.oom_kills, record.exited.oom_level);
+    record.exited.counters = ReadCounters(record.cgroup.Get());
     record.cgroup.Reset();
-    if (record.failure.error == 0) Keep(record);
-    service_.store.Drop(record.parcel.Name(false));
     if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) perror("jobbroker: a job's cgroup is left behind");
     record.state = State::kEnded;
     ++record.owner->ended_count;
-    if (record.failure.error == 0) return Send(Encode(record.parcel.exited));
+    if (record.failure.error == 0) return Send(Encode(record.exited));
     Fail(job.first, RequestType::kStart, record.failure.stage, record.failure.error);
     Answer(Forget{job.first});
   }
@@ -379,18 +285,14 @@ class Server {
   }
 
   void SendJob(Record& record, ReplyType type) {
-    if (!peer_.IsOpen() || !greeted_) return;
-    // Once it waits to be sent it goes with its message: the job sees the end of its input when the front end, which
-    // alone has it then, closes it or dies.
-    UniqueFd stdin_end = std::move((*record.child.descriptors)[kStdin]);
-    record.parcel.job.has_stdin = stdin_end.IsOpen() ? 1 : 0;
-    record.parcel.job.starting = record.state == State::kStarting || record.failure.error != 0 ? 1 : 0;
-    Send(Encode(record.parcel.job, type), record.child.descriptors, std::move(stdin_end));
+    record.job.has_stdin = (*record.child.descriptors)[kStdin].IsOpen() ? 1 : 0;
+    record.job.starting = record.state == State::kStarting || record.failure.error != 0 ? 1 : 0;
+    Send(Encode(record.job, type), record.child.descriptors);
   }
 
-  void Send(std::string message, std::shared_ptr<JobDescriptors> descriptors = nullptr, UniqueFd stdin_end = {}) {
+  void Send(std::string message, std::shared_ptr<JobDescriptors> descriptors = nullptr) {
     if (!peer_.IsOpen() || !greeted_) return;
-    outgoing_.push_back({std::move(message), std::move(descriptors), std::move(stdin_end)});
+    outgoing_.emplace_back(std::move(message), std::move(descriptors));
     if (!blocked_) Flush();
   }
 
@@ -398,32 +300,39 @@ class Server {
   void Flush() {
     int error = 0;
     for (; !outgoing_.empty(); outgoing_.pop_front()) {
-      const auto& [message, descriptors, stdin_end] = outgoing_.front();
+      const auto& [message, descriptors] = outgoing_.front();
       std::vector<int> numbers;
-      for (size_t i = 0; descriptors != nullptr && i < kStdin; ++i) numbers.push_back((*descriptors)[i].Get());
-      if (stdin_end.IsOpen()) numbers.push_back(stdin_end.Get());
+      for (size_t i = 0; descriptors != nullptr && i < kMaxDescriptors; ++i) {
+        if ((*descriptors)[i].IsOpen()) numbers.push_back((*descriptors)[i].Get());
+      }
       error = SendMessage(peer_.Get(), message, numbers);
       if (error != 0) break;
+      // The job sees the end of its input once the front end, which alone has it now, closes it or dies.
+      if (descriptors != nullptr) (*descriptors)[kStdin].Reset();
     }
     if (error != 0 && error != EAGAIN) return DropPeer(strerror(error));
     if (blocked_ != (error != 0)) WatchPeer(error != 0 ? EPOLLOUT : EPOLLIN);
     blocked_ = error != 0;
   }
 
-  Service& service_;
-  size_t stored_names_ = 0;
-  const UniqueFd watchdog_{OrThrow(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create")};
+  Users& users_;
+  const uint8_t missing_;
+  const UniqueFd listener_;
+  const uid_t peer_uid_;
   const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
   std::map<int, Handler> handlers_;
   UniqueFd peer_;
   const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
   bool running_ = true, greeted_ = false, blocked_ = false;
   Jobs jobs_;
-  std::deque<Outgoing> outgoing_;
+  std::deque<std::pair<std::string, std::shared_ptr<JobDescriptors>>> outgoing_;
   std::string buffer_ = std::string(kMaxMessageBytes, '\0');
 };
 
 }  // namespace
 
-void Serve(Service service) { Server(service).Run(); }
+void Serve(Users& users, uint8_t missing, std::initializer_list<int> ends, UniqueFd peer, UniqueFd listener,
+           uid_t peer_uid) {
+  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer), ends);
+}
 }  // namespace jobworker

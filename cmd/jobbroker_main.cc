@@ -22,46 +22,29 @@ constexpr const char* kUsage =
     "jobbroker " JOBWORKER_VERSION
     "\nusage: jobbroker --fd N | --socket PATH --peer USER|UID\n"
     "                 [--cgroup-root DIR] [--users FILE] [--missing-controllers refuse|warn]\n"
-    "       jobbroker --check-users FILE\n"
     "  --fd      the front end's socket (jobserver started as root gives it); when it closes, all jobs end\n"
-    "  --socket  where front ends with the uid of --peer meet the broker, one at a time\n"
-    "  --check-users  says what is wrong with a list, or nothing, and ends\n";
+    "  --socket  where front ends with the uid of --peer meet the broker, one at a time\n";
 
 struct Options {
-  uint64_t fd = 0, listen_fds = 0, listen_pid = 0, watchdog_us = 0;
-  std::string notify_socket, listen_names;
-  std::string socket, peer, cgroup_root, users, check_users, missing_controllers = "refuse";
+  uint64_t fd = 0;
+  std::string socket, peer, cgroup_root, users, missing_controllers = "refuse";
 };
 
 [[noreturn]] void Die(const std::string& what) { throw std::runtime_error(what); }
 
-Options ParseOptions(int argc, char** argv, char** environment) {
+Options ParseOptions(int argc, char** argv) {
   Options options;
-  Settings settings = {{"--fd", &options.fd},
-                       {"--socket", &options.socket},
-                       {"--peer", &options.peer},
-                       {"--cgroup-root", &options.cgroup_root},
-                       {"--users", &options.users},
-                       {"--missing-controllers", &options.missing_controllers},
-                       {"--check-users", &options.check_users}};
+  Settings settings = {{"--fd", &options.fd},       {"--socket", &options.socket},
+                       {"--peer", &options.peer},   {"--cgroup-root", &options.cgroup_root},
+                       {"--users", &options.users}, {"--missing-controllers", &options.missing_controllers}};
   for (int i = 1; i < argc; ++i) {
     std::string word = argv[i];
     if (word.find('=') == word.npos && i + 1 < argc) word += std::string("=") + argv[++i];
     if (!Assign(word, settings)) Die(kUsage);
   }
-  Settings systemds = {{"NOTIFY_SOCKET", &options.notify_socket},
-                       {"LISTEN_FDS", &options.listen_fds},
-                       {"LISTEN_PID", &options.listen_pid},
-                       {"LISTEN_FDNAMES", &options.listen_names},
-                       {"WATCHDOG_USEC", &options.watchdog_us}};
-  for (; *environment != nullptr; ++environment) (void)Assign(*environment, systemds);
-  if (options.fd != 0) options.notify_socket.clear();
-  const bool ours = options.listen_pid == static_cast<uint64_t>(getpid()) && !options.notify_socket.empty();
-  if (!ours || options.listen_fds > 1'000'000) options.listen_fds = 0;
   const bool deployed = !options.socket.empty() && !options.peer.empty();
   const bool warn_or_refuse = options.missing_controllers == "warn" || options.missing_controllers == "refuse";
-  const bool serves = deployed != (options.fd >= 3 && options.fd < INT32_MAX) && warn_or_refuse;
-  if (!serves && options.check_users.empty()) Die(kUsage);
+  if (deployed == (options.fd >= 3 && options.fd < INT32_MAX) || !warn_or_refuse) Die(kUsage);
   // Some systems mount cgroup v2 beside v1.
   const bool beside = access("/sys/fs/cgroup/unified", F_OK) == 0;
   if (options.cgroup_root.empty()) {
@@ -126,65 +109,39 @@ UniqueFd StartGuardian(CgroupTree& tree, int front_end) {
   _exit(0);
 }
 
-void Run(const Options& options, CgroupTree& tree, Service service) {
-  MakeUsers(service.users, tree, options.missing_controllers == "warn");
-  service.missing = tree.missing();
-  if (!options.peer.empty()) service.peer_uid = PeerUid(options.peer);
-  if (!options.socket.empty()) service.listener = Listen(options.socket);
+void Run(const Options& options, CgroupTree& tree, const UniqueFd& signals, const UniqueFd& guardian) {
+  const bool standalone = options.socket.empty();
+  Users users = LoadUsers(options.users);
+  MakeUsers(users, tree, options.missing_controllers == "warn");
+  const uid_t peer_uid = standalone ? 0 : PeerUid(options.peer);
+  UniqueFd listener = standalone ? UniqueFd() : Listen(options.socket);
   NarrowPrivileges();
-  Serve(std::move(service));
+  UniqueFd peer(standalone ? static_cast<int>(options.fd) : -1);
+  Serve(users, tree.missing(), {signals.Get(), guardian.Get()}, std::move(peer), std::move(listener), peer_uid);
 }
 
-// The cgroups that the store vouches for, and above them their users'.
-std::set<std::string> Kept(const StoredJobs& jobs, const Users& users) {
-  std::set<std::string> kept;
-  for (const auto& [key, job] : jobs) {
-    if (job.parcel.Ended() || !users.contains(key.user)) continue;
-    kept.insert("/" + key.user);
-    kept.insert("/" + key.user + "/" + std::to_string(key.id));
-  }
-  return kept;
-}
-
-int Main(int argc, char** argv, char** environment) try {
-  const Options options = ParseOptions(argc, argv, environment);
-  const auto fd = static_cast<int>(options.fd);
+int Main(int argc, char** argv) try {
+  const Options options = ParseOptions(argc, argv);
   umask(022);
-  if (!options.check_users.empty()) {
-    for (const auto& [name, user] : LoadUsers(options.check_users)) (void)PrepareDirectory(user);
-    return 0;
-  }
-  NarrowDescriptors(fd != 0 ? static_cast<unsigned>(fd) : 3, fd != 0 ? 1 : static_cast<unsigned>(options.listen_fds));
-  const Store store(options.notify_socket);
-  StoredJobs jobs = store.TakeBack(options.listen_fds, options.listen_names);
+  NarrowDescriptors(options.fd != 0 ? static_cast<unsigned>(options.fd) : 3, options.fd != 0 ? 1 : 0);
   sigset_t ends{}, blocked{};
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
   sigorset(&blocked, &ends, &ends);
   sigaddset(&blocked, SIGUSR1);
   OrThrow(sigprocmask(SIG_BLOCK, &blocked, nullptr), "sigprocmask");
-  const UniqueFd signals(OrThrow(signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd"));
-  Users users = LoadUsers(options.users);
-  CgroupTree tree(options.cgroup_root, Kept(jobs, users), store.IsOpen());
-  const UniqueFd guardian = store.IsOpen() ? UniqueFd() : StartGuardian(tree, fd);
+  const UniqueFd signals(OrThrow(signalfd(-1, &ends, SFD_CLOEXEC), "signalfd"));
+  CgroupTree tree(options.cgroup_root);
+  const UniqueFd guardian = StartGuardian(tree, static_cast<int>(options.fd));
   std::string wrong;
   try {
-    Service service{users, 0, store, options.watchdog_us, std::move(jobs), {signals.Get()}, {}, {}, 0};
-    if (guardian.IsOpen()) service.ends.push_back(guardian.Get());
-    if (fd != 0) service.peer.Reset(fd);
-    Run(options, tree, std::move(service));
+    Run(options, tree, signals, guardian);
   } catch (const std::exception& error) {
     wrong = error.what();
   }
-  store.Tell("STOPPING=1");
   (void)unlink(options.socket.c_str());
-  // Where the store keeps them, jobs end by SIGTERM alone; any other end is one that another broker follows.
-  signalfd_siginfo why{};
-  (void)!read(signals.Get(), &why, sizeof(why));
-  if (guardian.IsOpen() || why.ssi_signo == SIGTERM) tree.Clear();
-  if (guardian.IsOpen()) {  // which may remove the root, too
-    (void)syscall(SYS_pidfd_send_signal, guardian.Get(), SIGUSR1, nullptr, 0);
-    for (pollfd ended{guardian.Get(), POLLIN, 0}; poll(&ended, 1, -1) != 1;) continue;
-  }
+  tree.Clear();  // if there is no guardian any more
+  (void)syscall(SYS_pidfd_send_signal, guardian.Get(), SIGUSR1, nullptr, 0);
+  for (pollfd ended{guardian.Get(), POLLIN, 0}; poll(&ended, 1, -1) != 1;) continue;
   return wrong.empty() ? 0 : throw std::runtime_error(wrong);
 } catch (const std::exception& error) {
   (void)fprintf(stderr, "jobbroker: %s\n", error.what());
@@ -193,4 +150,4 @@ int Main(int argc, char** argv, char** environment) try {
 }  // namespace
 }  // namespace jobworker
 
-int main(int argc, char** argv, char** environment) { return jobworker::Main(argc, argv, environment); }
+int main(int argc, char** argv) { return jobworker::Main(argc, argv); }

@@ -10,7 +10,7 @@
 #include "common/unique_fd.h"
 
 namespace jobworker {
-inline constexpr size_t kMaxSent = 6;  // descriptors in one message
+inline constexpr size_t kMaxSent = 5;  // descriptors in one message
 
 // Throws std::system_error.
 inline std::pair<UniqueFd, UniqueFd> MessageSocketPair() {

@@ -182,21 +182,6 @@ TEST_F(StartUp, UsersFilesThatAreWrongAreRefusedByLine) {
   ExpectUsersRefused("# nobody\n", {File(), "no user"});
 }
 
-TEST_F(StartUp, AUsersFileCanBeCheckedBeforeItIsTakenUp) {
-  const auto check = [this](const std::string& text) {
-    broker_.WriteUsers(text);
-    Process broker({JOBBROKER, "--check-users", File()}, broker_.directory() / "log");
-    return broker.Wait();
-  };
-  EXPECT_EQ(check(Alice("uid=70101 gid=70101")), 0) << broker_.Log();
-  EXPECT_EQ(check(Alice("uid=70101 gid=70101") + "bob\n"), 1);
-  EXPECT_NE(broker_.Log().find("line 2"), std::string::npos) << broker_.Log();
-  fs::create_directories(broker_.work("bob"));  // root's
-  EXPECT_EQ(check("bob uid=70102 gid=70102 dir=" + broker_.work("bob").string() + "\n"), 1);
-  EXPECT_NE(broker_.Log().find(broker_.work("bob")), std::string::npos) << broker_.Log();
-  EXPECT_FALSE(fs::exists(broker_.cgroup()));
-}
-
 TEST_F(StartUp, AUsersFileThatOthersCanWriteIsRefused) {
   for (const int mode : {0664, 0646, 0666, 0602}) {
     fs::permissions(File(), fs::perms(mode));

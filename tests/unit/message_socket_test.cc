@@ -115,8 +115,8 @@ TEST_F(MessageSocket, DescriptorsArriveInOrder) {
   EXPECT_EQ(body[0], 'y');
 }
 
-TEST_F(MessageSocket, AsManyDescriptorsAsThereMayBePassAndOneMoreIsRefused) {
-  const std::vector<int> most(kMaxSent, 0), more(kMaxSent + 1, 0);
+TEST_F(MessageSocket, AsManyDescriptorsAsAJobHasPassAndOneMoreIsRefused) {
+  const std::vector<int> most(kMaxDescriptors, 0), more(kMaxDescriptors + 1, 0);
   EXPECT_EQ(SendMessage(a_.Get(), "x", more), EINVAL);
   EXPECT_EQ(ReceiveAtB(), Receive::kNothingYet);
   EXPECT_EQ(SendMessage(a_.Get(), "x", most), 0);
