@@ -61,8 +61,11 @@ int VersionVerb(Session& session, const Options& options) {
 }
 
 int RunLocalVerb(const Options& options, const Settings& settings) {
-  if (options.verb == Verb::kCompletion) return Print(CompletionScript(options.shell));
   std::string text;
+  if (options.verb == Verb::kCompletion) {
+    text = CompletionScript(options.shell);
+    return Print(options.json ? CompletionJson(options.shell, text) : text);
+  }
   for (const Origin& origin : settings.origins) {
     text += options.json ? SettingJson(origin)
                          : fmt::format("{:<9} {:<28} {}\n", origin.key,

@@ -210,6 +210,13 @@ std::string VersionJson(const ServerVersionResponse& server) {
   return Line(json);
 }
 
+std::string CompletionJson(const std::string& shell, const std::string& script) {
+  Json json = Object("completion");
+  json["shell"] = shell;
+  json["script"] = script;
+  return Line(json);
+}
+
 std::string SettingJson(const Origin& origin) {
   Json json = Object("setting");
   json["key"] = origin.key;

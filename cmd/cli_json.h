@@ -20,6 +20,7 @@ std::string EndJson(const std::string& id, const JobEnd& end);
 std::string SignalJson(const std::string& id, int signal);
 std::string IdentityJson(const WhoAmIResponse& identity);
 std::string VersionJson(const ServerVersionResponse& server);
+std::string CompletionJson(const std::string& shell, const std::string& script);
 std::string SettingJson(const Origin& origin);
 
 }  // namespace jobworker

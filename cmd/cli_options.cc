@@ -35,7 +35,7 @@ constexpr VerbText kVerbs[] = {
      R"(The words from the first one that is not a flag on belong to the job, as they are: no shell comes between.
 One word alone is split into words by shell quoting rules, with nothing expanded: start 'ls -l' is start ls -l.
 After -- even one word is taken as it is: start -- '/opt/my tools/run'. For a shell, ask for one: start sh -c 'a | b'.
-Ctrl-C sends SIGINT to the job; a second one within 2 seconds stops it. A hang-up leaves it running.
+Ctrl-C sends SIGINT to the job's main process; a second one within 2 seconds stops the job. A hang-up leaves it running.
 Sizes: 4096, 64K, 128M, 1.5G. CPU: 1.5, 50%. Times: 250ms, 10s, 5m, 2h, 1d.
 
 Examples:

@@ -358,6 +358,11 @@ TEST_F(CliVerbs, ConfigAndCompletionAskNobody) {
   ExpectPart(Run({"completion", "bash"}).out, "complete -F _jobworker jobworker");
   ExpectPart(Run({"completion", "zsh"}).out, "#compdef jobworker");
   ExpectPart(Run({"completion", "fish"}).out, "complete -c jobworker");
+  const auto script = Lines(Run({"completion", "fish", "--json"}).out);
+  ASSERT_EQ(script.size(), 1U);
+  EXPECT_EQ(script[0]["type"], "completion");
+  EXPECT_EQ(script[0]["shell"], "fish");
+  EXPECT_EQ(script[0]["script"], Run({"completion", "fish"}).out);
 }
 
 // A job that takes all input, breaking the connection after so many bytes each time.
