@@ -210,6 +210,65 @@ TEST(Identity, AuthorityExpiresWhileInUse) {
   ExpectRefused(IdentifyUser(pem, {"alice"}, *anchors, time(nullptr) + 70), "certificate has expired");
 }
 
+// The second, at which a kept answer and a new one must not differ.
+TEST(Identity, EndsInItsLastSecondWhetherItIsKnownOrNot) {
+  const time_t now = time(nullptr);
+  const std::string pem = Issue({{"alice"}, kUserExtensions, -60, 60}, Anchor()).Pem();
+  const time_t end = CertificateEnd(pem);
+  ExpectRefused(Identify(pem, {"alice"}, end), "certificate has expired");
+  ExpectRefused(Identify(pem, {"alice"}, end - 121), "certificate is not yet valid");
+  ASSERT_TRUE(Identify(pem, {"alice"}, now));
+  EXPECT_TRUE(Identify(pem, {"alice"}, end - 1));
+  EXPECT_TRUE(Identify(pem, {"alice"}, end - 120));
+  ExpectRefused(Identify(pem, {"alice"}, end), "certificate has expired");
+  ExpectRefused(Identify(pem, {"alice"}, end - 121), "certificate is not yet valid");
+}
+
+TEST(Identity, AKnownCertificateStillHasOneName) {
+  const std::string pem = Issue({{"alice"}}, Anchor()).Pem();
+  ASSERT_TRUE(Identify(pem, {"alice"}));
+  for (const Names& names : {Names{}, Names{"bob"}, Names{"alice", "bob"}, Names{"alice", "alice"}}) {
+    ExpectRefused(Identify(pem, names), "ambiguous");
+  }
+}
+
+TEST(Identity, WhatOneAuthorityKnowsIsNothingToAnother) {
+  const KeyedCertificate other = Authority("JobWorker CA");
+  const auto others = TrustAnchors::Parse(other.Pem());
+  const std::string pem = Issue({{"alice"}}, Anchor()).Pem();
+  ASSERT_TRUE(Identify(pem, {"alice"}));
+  EXPECT_FALSE(IdentifyUser(pem, {"alice"}, *others, time(nullptr)));
+  EXPECT_FALSE(IdentifyUser(pem, {"alice"}, *TrustAnchors::Parse(other.Pem()), time(nullptr)));
+}
+
+TEST(Identity, OnlyWhatWasLetInIsKnown) {
+  const auto anchors = TrustAnchors::Parse(Anchor().Pem());
+  const time_t now = time(nullptr);
+  const KeyedCertificate other = Authority("Another CA");
+  EXPECT_FALSE(IdentifyUser(Issue({{"alice"}}, other).Pem(), {"alice"}, *anchors, now));
+  EXPECT_FALSE(IdentifyUser(Issue({{"alice"}, kServerExtensions}, Anchor()).Pem(), {"alice"}, *anchors, now));
+  EXPECT_FALSE(IdentifyUser(Issue({{"alice", "bob"}}, Anchor()).Pem(), {"alice"}, *anchors, now));
+  EXPECT_FALSE(IdentifyUser(Issue({{"alice"}, kUserExtensions, -60, -1}, Anchor()).Pem(), {"alice"}, *anchors, now));
+  EXPECT_EQ(anchors->known().size(), 0U);
+  EXPECT_TRUE(IdentifyUser(Issue({{"alice"}}, Anchor()).Pem(), {"alice"}, *anchors, now));
+  EXPECT_EQ(anchors->known().size(), 1U);
+}
+
+TEST(KnownCertificates, HaveBounds) {
+  KnownCertificates known;
+  const std::string longest(KnownCertificates::kMaxPemBytes, 'x');
+  known.Keep(longest, {"alice", 10, 20});
+  known.Keep(longest + "x", {"alice", 10, 20});
+  EXPECT_EQ(known.Find(longest, 10), "alice");
+  EXPECT_EQ(known.Find(longest + "x", 10), std::nullopt);
+  for (size_t i = 1; i < KnownCertificates::kMost; ++i) known.Keep(std::to_string(i), {"bob", 10, 20});
+  EXPECT_EQ(known.size(), KnownCertificates::kMost);
+  EXPECT_EQ(known.Find(longest, 19), "alice");
+  known.Keep("one more", {"bob", 10, 20});
+  EXPECT_EQ(known.size(), 1U);
+  EXPECT_EQ(known.Find("one more", 19), "bob");
+}
+
 TEST(TrustAnchors, SeveralAuthorities) {
   const KeyedCertificate other = Authority("Another CA");
   const auto anchors = TrustAnchors::Parse("words before\n" + Anchor().Pem() + "words between\n" + other.Pem());
