@@ -13,7 +13,7 @@ import time
 
 SOCKET = '/run/broker.sock'
 PEER = 70000
-HELLO = struct.pack('<BI', 0, 3)  # the boundary protocol's version
+HELLO = struct.pack('<BI', 0, 4)  # the boundary protocol's version
 WELCOME = 64
 GUARD = 30  # seconds
 
