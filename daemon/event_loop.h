@@ -24,7 +24,8 @@ class EventLoop {
   EventLoop();
 
   // Calls `ready` whenever `fd` has one of `events` (epoll_ctl(2)). The descriptor stays the caller's; Unwatch it
-  // before closing it. False when the kernel has no room for it.
+  // before closing it. One that is watched already is watched for these from now on. False when the kernel has no room
+  // for it.
   [[nodiscard]] bool Watch(int fd, uint32_t events, Work ready);
   void Rearm(int fd, uint32_t events);
   void Unwatch(int fd);

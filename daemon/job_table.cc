@@ -289,7 +289,6 @@ bool JobTable::WatchPipes(const JobKey& key, Entry& entry) {
   bool all = true;
   for (size_t i = 0; i < entry.pipes.size(); ++i) {
     const int pipe = entry.pipes[i].Get();
-    loop_.Unwatch(pipe);
     if (pipe >= 0) all = loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); }) && all;
   }
   if (!all) WatchLater(key);

@@ -1,8 +1,12 @@
 #include "daemon/event_loop.h"
 
 #include <gtest/gtest.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 
 #include <string>
+
+#include "common/unique_fd.h"
 
 namespace jobworker {
 namespace {
@@ -70,6 +74,17 @@ TEST_F(TimersTest, MayBeSetAndCancelledWhileOneRings) {
   });
   RunUntilRung('b');
   EXPECT_EQ(rung_, "ab");
+}
+
+TEST(EventLoopTest, OneThatIsWatchedAlreadyIsWatchedAnew) {
+  EventLoop loop;
+  const UniqueFd ready(eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK));
+  std::string called;
+  ASSERT_TRUE(loop.Watch(ready.Get(), EPOLLOUT, [&] { called += 'x'; }));
+  ASSERT_TRUE(loop.Watch(ready.Get(), EPOLLIN, [&] { called += 'a'; }));
+  loop.RunOnce();
+  EXPECT_EQ(called, "a");
+  loop.Unwatch(ready.Get());
 }
 
 }  // namespace
