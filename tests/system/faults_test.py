@@ -17,7 +17,7 @@ import unittest
 
 import jobworker_testing as testing
 from jobworker_testing import grpc
-from numbered_output import STREAMS, DeployedSite, Follower, Gate, Job, numbered
+from numbered_output import OUR_THREADS, PROGRAM, STREAMS, DeployedSite, Follower, Gate, Job, numbered
 
 CONFIG = """
 [output]
@@ -28,7 +28,6 @@ per-user = {ended}
 """
 JOURNAL = '/memfd:job'
 EVENTFD = 'anon_inode:[eventfd]'
-OUR_THREADS = 2  # the loop's and the calls'
 
 
 class Strace:
@@ -135,21 +134,13 @@ class RunningTest(FaultsTest):
         self.assertNotIn('output lost', self.site.server.log())
         # The quiet job has closed two pipes; each of the two that came after it has two files.
         self.assertEqual(len(self.site.descriptors()), len(before) - 2 + 2 * 2)
-        if self.threads() != OUR_THREADS:
+        if self.site.threads()[PROGRAM] != OUR_THREADS:
             self.run_job(self.new_job(10, 10))
-        self.assertEqual(self.threads(), OUR_THREADS)
+        self.assertEqual(self.site.threads()[PROGRAM], OUR_THREADS)
         self.site.kill_front_end()
         self.site.start_front_end(*self.flags)
         self.again([warm, quiet, job, last])
         self.assertNotRegex(self.site.server.log(), 'damage="?(?!none)[a-z]')
-
-    def threads(self):
-        """Our own: gRPC's, which come and go, have names, but for a moment when they have just begun."""
-        names = []
-        for task in os.listdir(f'/proc/{self.site.front_end_pid()}/task'):
-            with open(f'/proc/{self.site.front_end_pid()}/task/{task}/comm', encoding='utf-8') as file:
-                names.append(file.read())
-        return names.count('jobserver\n')
 
     @staticmethod
     def unix_sockets():

@@ -4,6 +4,7 @@ See torture_job.cc for what is at which position of a job's streams.
 """
 
 import array
+import collections
 import contextlib
 import hashlib
 import os
@@ -17,6 +18,9 @@ import threading
 import certificates
 import jobworker_testing as testing
 from jobworker_testing import grpc
+
+PROGRAM = 'jobserver'
+OUR_THREADS = 2  # the loop's and the calls'
 
 STREAMS = (0, 1)
 
@@ -95,6 +99,16 @@ class DeployedSite(testing.Site):
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 found[int(name)] = os.readlink(f'{directory}/{name}')
         return found
+
+    def threads(self):
+        """How many threads of each name the front end has. Its own have the program's; so has one of gRPC's, but for a
+        moment when it has just begun."""
+        directory = f'/proc/{self.front_end_pid()}/task'
+        names = collections.Counter()
+        for task in os.listdir(directory):
+            with contextlib.suppress(OSError), open(f'{directory}/{task}/comm', encoding='utf-8') as file:  # it ended
+                names[file.read().strip()] += 1
+        return names
 
     def program(self, name):
         """A copy of a program of the build where jobs can execute it."""
