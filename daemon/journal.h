@@ -129,7 +129,7 @@ class Journal {
   [[nodiscard]] uint64_t TailBytes(std::optional<OutputStream> only, uint64_t count) const;
   [[nodiscard]] uint64_t TailLines(std::optional<OutputStream> only, uint64_t count) const;
   // DropReadTo heeds attached cursors. `progress`, if set, is called by whichever thread reads or lets go, after it
-  // has.
+  // has; one that is replaced may be in a call that has begun.
   void Attach(const OutputCursor* cursor);
   void Detach(const OutputCursor* cursor);
   [[nodiscard]] size_t followers() const;

@@ -402,13 +402,18 @@ TEST_F(FrontEndTest, FollowersThatLeaveAreLetGo) {
   Begin(*alice_, start);
   const auto job = AnswerStart();
   start.Next();
-  JobTable::View view;
-  std::promise<void> alone;
-  std::atomic<bool> leaving = false;
+  // A thread that lets go of the output may still be in the callback when the test is over.
+  struct Leaving {
+    JobTable::View view;
+    std::promise<void> alone;
+    std::atomic<bool> begun = false, told = false;
+  };
+  const auto leaving = std::make_shared<Leaving>();
   OnLoop([&] {
-    view = *table_.Find(job->start.key);
-    view->journal->OnProgress([&, told = std::make_shared<std::atomic<bool>>(false)] {
-      if (view->journal->followers() == 1 && leaving && !told->exchange(true)) alone.set_value();
+    leaving->view = *table_.Find(job->start.key);
+    leaving->view->journal->OnProgress([leaving] {
+      if (!leaving->begun || leaving->view->journal->followers() != 1) return;
+      if (!leaving->told.exchange(true)) leaving->alone.set_value();
     });
   });
   {
@@ -417,11 +422,11 @@ TEST_F(FrontEndTest, FollowersThatLeaveAreLetGo) {
       query.stream = alice_->JobQuery(&query.context, Pid("1"));
       query.Next();
     }
-    EXPECT_EQ(view->journal->followers(), 6U);
-    leaving = true;
+    EXPECT_EQ(leaving->view->journal->followers(), 6U);
+    leaving->begun = true;
   }
-  alone.get_future().wait();
-  OnLoop([&] { view->journal->OnProgress(nullptr); });
+  leaving->alone.get_future().wait();
+  OnLoop([&] { leaving->view->journal->OnProgress(nullptr); });
   job->out.Put("abc");
   EXPECT_EQ(start.Output(3), "o'abc'");
 }
