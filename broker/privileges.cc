@@ -10,7 +10,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -20,9 +19,9 @@ namespace jobworker {
 namespace {
 using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
 
-// SETUID, SETGID: become the job's user in the child. SETPCAP: empty the child's bounding set. KILL: signal a job,
-// which has another uid. cgroupfs belongs to uid 0 and needs none.
-constexpr cap_value_t kKept[] = {CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL};
+// SETUID, SETGID: become the job's user in the child. KILL: signal a job, which has another uid. cgroupfs belongs to
+// uid 0 and needs none.
+constexpr cap_value_t kKept[] = {CAP_SETUID, CAP_SETGID, CAP_KILL};
 
 // The broker makes none of these calls, and no job is meant to. Separated by blanks.
 constexpr std::string_view kRefused =
@@ -53,15 +52,15 @@ int AddRefusals(scmp_filter_ctx filter) {
 }
 
 void KeepCapabilities() {
+  // All of them: the broker executes nothing, and its children are to have none.
   for (cap_value_t cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
-    const bool kept = std::find(std::begin(kKept), std::end(kKept), cap) != std::end(kKept);
-    if (!kept) OrThrow(cap_drop_bound(cap), "drop a capability from the bounding set");
+    OrThrow(cap_drop_bound(cap), "drop a capability from the bounding set");
   }
   const std::unique_ptr<_cap_struct, decltype(&cap_free)> caps(cap_init(), &cap_free);
   for (const cap_flag_t set : {CAP_PERMITTED, CAP_EFFECTIVE}) {
     OrThrow(cap_set_flag(caps.get(), set, std::size(kKept), kKept, CAP_SET), "cap_set_flag");
   }
-  OrThrow(cap_reset_ambient() | cap_set_proc(caps.get()), "keep SETUID, SETGID, SETPCAP and KILL");
+  OrThrow(cap_reset_ambient() | cap_set_proc(caps.get()), "keep SETUID, SETGID and KILL");
 }
 }  // namespace
 

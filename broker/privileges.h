@@ -11,7 +11,7 @@ namespace jobworker {
 // job will inherit.
 void NarrowDescriptors(unsigned first, unsigned count);
 
-// No core dump, no tracing, no_new_privs, four capabilities, and the seccomp filter that the jobs inherit. Call it
+// No core dump, no tracing, no_new_privs, three capabilities, and the seccomp filter that the jobs inherit. Call it
 // single-threaded. There is no way back.
 void NarrowPrivileges();
 

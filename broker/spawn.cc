@@ -87,9 +87,6 @@ bool SetUpResources(uint64_t pids) {
 bool BecomeUser(const User& user, cap_t no_capabilities) {
   const auto uid = static_cast<uid_t>(user.uid);
   const auto gid = static_cast<gid_t>(user.gid);
-  for (int cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; ++cap) {
-    if (prctl(PR_CAPBSET_READ, cap) == 1 && prctl(PR_CAPBSET_DROP, cap) != 0) return false;
-  }
   uid_t uids[3] = {};
   gid_t gids[3] = {};
   if (setgroups(0, nullptr) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0 ||

@@ -195,12 +195,12 @@ def _():
     assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2"), facts
 
 
-@check("broker-has-four-capabilities")
+@check("broker-has-three-capabilities")
 def _():
     for pid in read(SLICE + "/jobworker-broker.service/cgroup.procs").split():
         facts = status(pid)
-        # KILL 5, SETGID 6, SETUID 7, SETPCAP 8.
-        assert {facts[name] for name in ("CapPrm", "CapEff", "CapBnd")} <= {f"{0x1e0:016x}"}, facts
+        # KILL 5, SETGID 6, SETUID 7.
+        assert [facts[name] for name in ("CapPrm", "CapEff", "CapBnd")] == [f"{0xe0:016x}"] * 2 + ["0" * 16], facts
         assert (facts["NoNewPrivs"], facts["Seccomp"], facts["CapAmb"]) == ("1", "2", "0" * 16), facts
 
 
