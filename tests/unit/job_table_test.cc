@@ -527,8 +527,8 @@ TEST_F(ForgetfulJobTableTest, ForgetsWhatEndedLongAgo) {
 TEST_F(ForgetfulJobTableTest, LooksAgainWhenTheNextIsOldEnough) {
   const auto soon = StartRunning("alice"), later = StartRunning("alice"), last = StartRunning("alice");
   End(later->key);
+  // Not old enough yet, as a rule: then the timer must tell. On a machine that stalls it may already be.
   End(soon->key, EndedAt(soon->key, NowUs() - 999'980'000));
-  EXPECT_TRUE(table().Find(soon->key));
   NextIsForget(soon->key);
   EXPECT_TRUE(table().Find(later->key));
 }
@@ -1028,7 +1028,8 @@ TEST_F(JobTableTest, AGraceThatRunsOutWithoutABrokerIsOverWithTheNext) {
 
 TEST_F(ForgetfulJobTableTest, WhatIsForgottenWithoutABrokerIsForgottenByTheNext) {
   const auto old = StartRunning("alice"), fresh = StartRunning("alice");
-  End(old->key, EndedAt(old->key, NowUs() - 999'980'000));
+  // A second, so that the broker is away by then on a machine that stalls too.
+  End(old->key, EndedAt(old->key, NowUs() - 999'000'000));
   LoseBroker();
   RunUntil([&] { return !table().Find(old->key); });
   MeetBroker();
