@@ -1,6 +1,7 @@
 """Runs as root in a booted Debian whose /mnt has the packages: installs, uses and removes Job Worker as README.md has it.
 Says "ok NAME" or "not ok NAME: why" for each check. Ends with 100 when it wants a reboot in between."""
 import itertools
+import json
 import os
 import re
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import urllib.request
 
 sys.stdout.reconfigure(line_buffering=True)
 UNITS = ["jobworker.service", "jobworker-broker.service", "jobworker-jobs.service"]
@@ -156,6 +158,28 @@ def _():
     contains(done.stderr, "not allowed", "carl")
 
 
+@check("journal-has-fields")
+def _():
+    found = run("journalctl", "-o", "json", "--no-pager", "JOBWORKER_EVENT=denied", "JOBWORKER_USER=carl").stdout
+    entry = json.loads(found.splitlines()[-1])
+    assert (entry["JOBWORKER_METHOD"], entry["JOBWORKER_REASON"]) == ("JobStart", "not in the policy"), entry
+    assert (entry["PRIORITY"], entry["_SYSTEMD_UNIT"]) == ("4", "jobworker.service"), entry
+    contains(entry["MESSAGE"], "denied method=JobStart user=carl")
+
+
+@check("metrics")
+def _():
+    with open("/etc/default/jobworker", "w") as options:
+        options.write('OPTIONS="--metrics 127.0.0.1:9757"\n')
+    systemctl("restart", "jobworker")
+    assert worker("alice", "start", "echo", "hi").stdout == "hi\n"
+    with urllib.request.urlopen("http://127.0.0.1:9757/metrics", timeout=60) as page:
+        contains(page.read().decode(), 'jobserver_calls_total{method="JobStart",verdict="allowed"} 1\n', "jobserver_has_broker 1\n")
+    os.unlink("/etc/default/jobworker")
+    systemctl("restart", "jobworker")
+    wait_serving()
+
+
 @check("wrong-uid-cannot-reach-the-broker")
 def _():
     attempt = ("import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.settimeout(20); "
@@ -197,10 +221,12 @@ def _():
 
 @check("broker-has-three-capabilities")
 def _():
+    broker = show("jobworker-broker.service", "MainPID")
     for pid in read(SLICE + "/jobworker-broker.service/cgroup.procs").split():
         facts = status(pid)
-        # KILL 5, SETGID 6, SETUID 7.
-        assert [facts[name] for name in ("CapPrm", "CapEff", "CapBnd")] == [f"{0xe0:016x}"] * 2 + ["0" * 16], facts
+        # KILL 5, SETGID 6, SETUID 7. The guardian, which reads nothing from anybody, has all that the unit gives: SETPCAP 8 too.
+        effective, bounding = (0xe0, 0) if pid == broker else (0x1e0, 0x1e0)
+        assert [facts[name] for name in ("CapPrm", "CapEff", "CapBnd")] == [f"{effective:016x}"] * 2 + [f"{bounding:016x}"], facts
         assert (facts["NoNewPrivs"], facts["Seccomp"], facts["CapAmb"]) == ("1", "2", "0" * 16), facts
 
 
