@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <optional>
 #include <thread>
 
@@ -30,6 +31,7 @@
 #include "daemon/gate.h"
 #include "daemon/job_table.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
 #include "daemon/rpc_server.h"
 #include "daemon/tls.h"
 #include "daemon/worker_service.h"
@@ -43,7 +45,7 @@ constexpr Account kTryOutAccount{70000, 70000};
 
 struct Options {
   std::string listen = "127.0.0.1:57533", port_file, certs = "/etc/jobworker/certs", policy, run_as, broker_socket;
-  std::string cgroup_root, users, missing_controllers = "refuse", config;
+  std::string cgroup_root, users, missing_controllers = "refuse", config, metrics;
   bool reflection = false;
 };
 
@@ -68,6 +70,7 @@ void AddOptions(CLI::App& app, Options& options) {
   add("--policy", options.policy, "FILE", "who may do what (built in: alice and bob everything, carl nothing)");
   add("--run-as", options.run_as, "ACCOUNT", "USER or UID:GID to become when started as root");
   add("--config", options.config, "FILE", "TOML: how much output is kept, how long ended jobs, stop-grace");
+  add("--metrics", options.metrics, "ADDR:PORT", "answer GET /metrics for Prometheus, on a loopback address alone");
   app.add_flag("--reflection", options.reflection, "answer gRPC's reflection service, to whoever has a certificate");
   auto* socket = add("--broker-socket", options.broker_socket, "PATH", "meet a jobbroker that runs by itself");
   const auto* standalone = "Standalone (started as root, it starts its own jobbroker with these)";
@@ -171,7 +174,6 @@ tl::expected<void, std::string> Announce(const Options& options, const UniqueFd&
     return Because(fmt::format("--port-file {}: {}", options.port_file, strerror(errno)));
   }
   Log("listening", {{"address", address}});
-  (void)sd_notify(0, "READY=1");
   return {};
 }
 
@@ -195,9 +197,25 @@ UniqueFd TakeSignals() {
   return signals;
 }
 
+// What there is to count is the loop's. The page ends before the loop does.
+tl::expected<std::unique_ptr<MetricsPage>, std::string> OpenMetrics(const std::string& address, EventLoop& loop,
+                                                                    const JobTable& jobs) {
+  auto page = MetricsPage::Open(address, [&loop, &jobs] {
+    std::promise<Census> census;
+    loop.Post([&] { census.set_value(jobs.Count()); });
+    return census.get_future().get();
+  });
+  if (page) {
+    const std::string host = address.substr(0, address.rfind(':'));
+    Log("metrics", {{"address", fmt::format("http://{}:{}/metrics", host, (*page)->port())}});
+  }
+  return page;
+}
+
 // The calls in progress are told, and get a second to take it; then the loop that answers them ends.
-void EndServer(RpcServer& rpc, EventLoop& loop) {
+void EndServer(std::unique_ptr<MetricsPage> page, RpcServer& rpc, EventLoop& loop) {
   rpc.Shutdown(std::chrono::seconds(1));
+  page.reset();
   loop.Stop();
 }
 
@@ -237,17 +255,24 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
                     "takes another one",
                     options.listen));
   }
+  std::unique_ptr<MetricsPage> page;
   std::thread shutdown;
   end = [&] {
     if (shutdown.joinable()) return;
     (void)sd_notify(0, "STOPPING=1");
     jobs.Close();
-    shutdown = std::thread([&] { EndServer(rpc, loop); });
+    shutdown = std::thread([&] { EndServer(std::move(page), rpc, loop); });
   };
   if (!loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
   uint64_t watchdog_us = 0;
   if (sd_watchdog_enabled(0, &watchdog_us) > 0) link.Watch(std::chrono::microseconds(watchdog_us / 3));
   if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
+  if (!options.metrics.empty()) {
+    auto opened = OpenMetrics(options.metrics, loop, jobs);
+    if (!opened) return Because(opened.error());
+    page = std::move(*opened);
+  }
+  (void)sd_notify(0, "READY=1");
   loop.Run();
   shutdown.join();
   Log("stopped", {});

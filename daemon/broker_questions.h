@@ -1,5 +1,6 @@
 // What the broker is asked and answers, in the order of the questions.
 #pragma once
+#include <chrono>
 #include <deque>
 #include <functional>
 
@@ -28,14 +29,20 @@ class BrokerQuestions {
   void Lose();
 
  private:
+  using Clock = std::chrono::steady_clock;
   struct Question {
     JobKey key;
     UsageCallback usage;
     SignalCallback signal;
+    Clock::time_point asked = Clock::now();
     int error = 0;
   };
+  struct UserQuestion {
+    UserCallback done;
+    Clock::time_point asked = Clock::now();
+  };
   std::deque<Question> questions_;  // that UsageIs answers
-  std::deque<UserCallback> users_;  // and UserIs
+  std::deque<UserQuestion> users_;  // and UserIs
 };
 
 }  // namespace jobworker

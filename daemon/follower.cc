@@ -4,6 +4,7 @@
 #include <google/protobuf/io/coded_stream.h>
 
 #include "daemon/api.h"
+#include "daemon/metrics.h"
 
 namespace jobworker {
 
@@ -39,8 +40,13 @@ bool Follower::Follow(std::shared_ptr<const JobView> job, WorkerResponse first, 
     if (call_ == nullptr) return false;
     left_ = std::move(left);
     job_ = std::move(job);
-    job_->journal->Attach(&cursor_);
-    first_ = std::move(first);
+    const Journal& journal = *job_->journal;
+    cursor_.offset = spec_.tail_bytes   ? journal.TailBytes(spec_.only, *spec_.tail_bytes)
+                     : spec_.tail_lines ? journal.TailLines(spec_.only, *spec_.tail_lines)
+                                        : spec_.offset;
+    first.set_offset(cursor_.offset);
+    first_ = ToBuffer(first);
+    job_->journal->Attach(&cursor_);  // from here on others look at the cursor too
   }
   Advance();
   return true;
@@ -92,22 +98,8 @@ void Follower::Advance() {
   }
 }
 
-void Follower::Begin() {
-  begun_ = true;
-  const Journal& journal = *job_->journal;
-  cursor_.offset = spec_.tail_bytes   ? journal.TailBytes(spec_.only, *spec_.tail_bytes)
-                   : spec_.tail_lines ? journal.TailLines(spec_.only, *spec_.tail_lines)
-                                      : spec_.offset;
-}
-
 Follower::Step Follower::Next() {
-  if (!begun_) {
-    Begin();
-    first_.set_offset(cursor_.offset);
-    Step step{Step::kWrite, ToBuffer(first_), {}};
-    first_.Clear();
-    return step;
-  }
+  if (first_) return {Step::kWrite, *std::exchange(first_, std::nullopt), {}};
   const Journal::Chunk chunk = job_->journal->Read(cursor_, spec_.no_follow ? nullptr : shared_from_this());
   WorkerResponse response;
   response.set_offset(chunk.offset);
@@ -126,6 +118,7 @@ Follower::Step Follower::Next() {
   response.set_dropped(chunk.dropped);
   if (chunk.bytes == nullptr) return {Step::kWrite, ToBuffer(response), {}};
   response.set_stream(chunk.stream == OutputStream::kStdout ? STDOUT : STDERR);
+  metrics::OutputSent(chunk.bytes->size());
   response.set_time_us(static_cast<int64_t>(chunk.time_us));
   return {Step::kWrite, WithLog(response, chunk.bytes), {}};
 }

@@ -41,7 +41,6 @@ class Follower final : public CallHandler, public OutputReader, public std::enab
     grpc::Status status;
   };
   void Advance();
-  void Begin();
   Step Next();
 
   const FollowSpec spec_;
@@ -50,9 +49,8 @@ class Follower final : public CallHandler, public OutputReader, public std::enab
   std::shared_ptr<const JobView> job_;
   std::function<void()> left_;
   OutputCursor cursor_;
-  bool begun_ = false;  // the first response is on its way
   bool writing_ = false;
-  WorkerResponse first_;
+  std::optional<grpc::ByteBuffer> first_;  // until it is on its way
 };
 
 }  // namespace jobworker

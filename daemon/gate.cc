@@ -6,6 +6,7 @@
 
 #include "daemon/because.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
 
 namespace jobworker {
 
@@ -36,6 +37,11 @@ bool ClaimsRight(const grpc::ServerContextBase& context) {
   return false;
 }
 
+std::string_view VerdictOf(grpc::StatusCode refusal) {
+  if (refusal == grpc::StatusCode::UNAUTHENTICATED) return "unauthenticated";
+  return refusal == grpc::StatusCode::UNIMPLEMENTED ? "no such method" : "denied";
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const TlsFiles& files) {
@@ -49,6 +55,7 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
   const std::string_view name = row != nullptr ? row->name : "?";
   const std::string peer = context.peer();
   const auto refuse = [&](std::string_view user, grpc::StatusCode code, std::string_view why, std::string message) {
+    metrics::Call(name, VerdictOf(code));
     Log("denied", {{"method", name}, {"user", user}, {"peer", peer}, {"reason", why}});
     return tl::unexpected(grpc::Status(code, std::move(message)));
   };
@@ -71,6 +78,7 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
                   fmt::format("user '{}' may not call {}: the server's policy does not give {} to this user", *user,
                               name, row->right));
   }
+  metrics::Call(name, "allowed");
   Log("allowed", {{"method", name}, {"user", *user}, {"peer", peer}});
   return *user;
 }

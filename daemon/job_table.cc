@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <csignal>
 
+#include "daemon/api.h"
 #include "daemon/clock.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
 
 namespace jobworker {
 
@@ -122,8 +124,28 @@ void JobTable::StartJob(const std::string& user, Start start, const JobNote& not
   if (!note.request_key().empty()) mine.by_request_key[note.request_key()] = start.key.id;
   Entry& entry = jobs_[start.key];
   entry.start = std::move(start);
+  entry.asked = EventLoop::Clock::now();
   entry.started.push_back(std::move(done));
   broker_->StartJob(entry.start);
+}
+
+Census JobTable::Count() const {
+  Census census;
+  for (const auto& [key, entry] : jobs_) {
+    if (entry.view == nullptr) {
+      ++census.starting;
+      continue;
+    }
+    const JobView::Phase phase = entry.view->phase;
+    ++(phase == JobView::Phase::kRunning  ? census.running
+       : phase == JobView::Phase::kEnding ? census.stopping
+                                          : census.ended);
+    census.followers += entry.view->journal->followers();
+    census.lag_bytes = std::max(census.lag_bytes, entry.view->journal->lag());
+  }
+  census.held_bytes = retention_.held();
+  census.has_broker = service() == Service::kServing;
+  return census;
 }
 
 tl::expected<JobTable::View, NoJob> JobTable::Find(const JobKey& key) const {
@@ -214,6 +236,7 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
     return;
   }
   deadlines_.Add(started.key, entry.view->note, started.started_us);
+  if (entry.asked) metrics::Started(EventLoop::Clock::now() - *entry.asked);
   Log("job started", {{"user", started.key.user}, {"job", std::to_string(started.key.id)}});
   ForgetAnchor(started.key.user);
   if (entry.stop.kind != StopKind::kNone) BeginStop(started.key, entry);
@@ -306,6 +329,7 @@ void JobTable::WatchLater(const JobKey& key) {
 void JobTable::ReadPipe(const JobKey& key, size_t index) {
   Entry& entry = jobs_.at(key);
   const ssize_t size = entry.view->journal->Take(kStreams[index], entry.pipes[index].Get(), kTakeAtMost);
+  if (size > 0) metrics::OutputTaken(static_cast<uint64_t>(size));
   if (size > 0) return CheckOutput(key, entry);
   if (size == 0) return ClosePipe(entry, index);
   if (errno == EAGAIN || errno == EINTR) return;
@@ -385,6 +409,7 @@ bool JobTable::Drain(Entry& entry) {
       if (size < 0 && errno == EINTR) continue;
       if (size < 0) return false;
       if (size == 0) break;
+      metrics::OutputTaken(static_cast<uint64_t>(size));
       left -= static_cast<int>(size);
     }
     ClosePipe(entry, i);
@@ -406,6 +431,7 @@ void JobTable::OnFailed(const Failed& failed) {
     Forget({failed.key.user, old->second});
     return broker_->StartJob(entry.start);
   }
+  metrics::NotStarted(StageName(failed.stage));
   Log("job not started", {{"user", failed.key.user},
                           {"job", std::to_string(failed.key.id)},
                           {"stage", StageName(failed.stage)},
@@ -448,6 +474,7 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   entry.view->phase = JobView::Phase::kEnded;
   if (!known) {
     journal.SetEnd(exited);
+    metrics::Ended(JobEnd::Reason_Name(ToJobEnd(entry.view->result, entry.view->started_us).reason()));
     LogEnd(entry.view->result);
   }
   journal.Close();

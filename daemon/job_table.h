@@ -16,6 +16,7 @@
 #include "daemon/job_deadlines.h"
 #include "daemon/job_input.h"
 #include "daemon/journal.h"
+#include "daemon/metrics.h"
 #include "daemon/retention.h"
 #include "job_note.pb.h"
 
@@ -124,6 +125,7 @@ class JobTable : public BrokerEvents {
   // Everybody who waits is told kGone, and so is everybody who comes. The jobs are left as they are.
   void Close();
   [[nodiscard]] const Retention& retention() const { return retention_; }
+  [[nodiscard]] Census Count() const;
 
   void OnJob(const Job& job, JobDescriptors descriptors) override;
   void OnStarted(const Started& started, JobDescriptors descriptors) override;
@@ -137,8 +139,9 @@ class JobTable : public BrokerEvents {
   enum class Phase { kStarting, kRunning, kUnusable, kEnded };
   struct Entry {
     Phase phase = Phase::kStarting;
-    Start start;                         // while kStarting
-    std::vector<StartCallback> started;  // while kStarting
+    Start start;                                        // while kStarting
+    std::vector<StartCallback> started;                 // while kStarting
+    std::optional<EventLoop::Clock::time_point> asked;  // for, of this front end
     std::shared_ptr<JobView> view;
     std::array<UniqueFd, 2> pipes;  // by OutputStream
     bool waits = false;             // for followers to read, before more is taken

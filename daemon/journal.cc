@@ -438,6 +438,13 @@ size_t Journal::followers() const {
   return cursors_.size();
 }
 
+uint64_t Journal::lag() const {
+  const std::lock_guard lock(mutex_);
+  uint64_t slowest = end_;
+  for (const OutputCursor* cursor : cursors_) slowest = std::min(slowest, cursor->offset);
+  return end_ - slowest;
+}
+
 void Journal::OnProgress(std::function<void()> progress) {
   const std::lock_guard lock(mutex_);
   progress_ = std::move(progress);

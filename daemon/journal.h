@@ -133,6 +133,8 @@ class Journal {
   void Attach(const OutputCursor* cursor);
   void Detach(const OutputCursor* cursor);
   [[nodiscard]] size_t followers() const;
+  // Bytes from the attached cursor that is farthest behind to the end.
+  [[nodiscard]] uint64_t lag() const;
   void OnProgress(std::function<void()> progress);
 
  private:

@@ -1,0 +1,31 @@
+// For a build without Prometheus's library: nothing is counted, and the page says so.
+#include "daemon/because.h"
+#include "daemon/metrics.h"
+
+namespace jobworker {
+
+namespace metrics {
+
+void Call(std::string_view, std::string_view) {}
+void Started(Seconds) {}
+void NotStarted(std::string_view) {}
+void Ended(std::string_view) {}
+void OutputTaken(uint64_t) {}
+void OutputSent(uint64_t) {}
+void BrokerAnswered(Seconds) {}
+
+}  // namespace metrics
+
+struct MetricsPage::Server {};
+
+tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string&, Count) {
+  return Because(
+      "--metrics: this jobserver is built without them, as all of its libraries are linked in; the one of the "
+      "package has them");
+}
+
+MetricsPage::MetricsPage(std::unique_ptr<Server> server) : server_(std::move(server)) {}
+MetricsPage::~MetricsPage() = default;
+int MetricsPage::port() const { return 0; }
+
+}  // namespace jobworker
