@@ -90,14 +90,21 @@ void TurnOnControllers(int directory) {
   }
 }
 
-void RemoveChildren(int directory) {
-  DIR* entries = fdopendir(OpenDirectory(directory, ".").Release());
-  while (const dirent* entry = readdir(entries)) {
+// Ends and removes all below `directory` but what is in `kept`, by its path from the root. Another process may be
+// doing the same.
+void Prune(int directory, const std::string& path, const std::set<std::string>& kept) {
+  DIR* const entries = fdopendir(OpenAt(directory, ".", O_RDONLY | O_DIRECTORY).Release());
+  while (const dirent* entry = entries != nullptr ? readdir(entries) : nullptr) {
     if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
-    RemoveChildren(OpenDirectory(directory, entry->d_name).Get());
-    (void)unlinkat(directory, entry->d_name, AT_REMOVEDIR);
+    const std::string below = path + "/" + entry->d_name;
+    const UniqueFd child = OpenAt(directory, entry->d_name, O_RDONLY | O_DIRECTORY);
+    const bool ends = !kept.contains(below) && KillAll(child.Get()) == 0;
+    const UniqueFd events = OpenEvents(child.Get());
+    for (pollfd changed{events.Get(), POLLPRI, 0}; ends && IsPopulated(events);) (void)poll(&changed, 1, -1);
+    Prune(child.Get(), below, kept);
+    if (ends) (void)unlinkat(directory, entry->d_name, AT_REMOVEDIR);
   }
-  (void)closedir(entries);
+  if (entries != nullptr) (void)closedir(entries);
 }
 }  // namespace
 
@@ -180,11 +187,15 @@ UniqueFd MakeLeaf(int user_directory, uint64_t id) {
   return leaf;
 }
 
+UniqueFd OpenLeaf(int user_directory, uint64_t id) {
+  return OpenAt(user_directory, std::to_string(id), O_RDONLY | O_DIRECTORY);
+}
+
 bool RemoveLeaf(int user_directory, uint64_t id) {
   return unlinkat(user_directory, std::to_string(id).c_str(), AT_REMOVEDIR) == 0;
 }
 
-CgroupTree::CgroupTree(const std::string& path) : path_(path) {
+CgroupTree::CgroupTree(const std::string& path, const std::set<std::string>& kept, bool alone) : path_(path) {
   const bool made = mkdir(path.c_str(), 0755) == 0;
   root_ = OpenDirectory(AT_FDCWD, path);
   struct statfs info {};
@@ -192,8 +203,8 @@ CgroupTree::CgroupTree(const std::string& path) : path_(path) {
     if (made) (void)rmdir(path.c_str());
     throw std::runtime_error(path + " is not on a cgroup v2 mount; --cgroup-root takes one that is");
   }
-  OrThrow(flock(root_.Get(), LOCK_EX | LOCK_NB), "another broker works in " + path);
-  EndAll();
+  OrThrow(flock(root_.Get(), LOCK_EX | LOCK_NB) == 0 || !alone ? 0 : -1, "another broker works in " + path);
+  Prune(root_.Get(), "", kept);
   if (MissingControllers(root_.Get()) != 0) TurnOnControllers(OpenDirectory(root_.Get(), "..").Get());
   missing_ = MissingControllers(root_.Get());
   TurnOnControllers(root_.Get());
@@ -205,22 +216,14 @@ void CgroupTree::MakeUser(const std::string& name, User& user) {
   (void)setfsgid(static_cast<gid_t>(user.gid));
   const int made = mkdirat(root_.Get(), name.c_str(), 0750);
   (void)setfsgid(getegid());
-  OrThrow(made, "make cgroup " + path_ + "/" + name);
+  OrThrow(made == 0 || errno == EEXIST ? 0 : -1, "make cgroup " + path_ + "/" + name);
   user.cgroup = OpenDirectory(root_.Get(), name);
   user.applied = ApplyLimits(user.cgroup.Get(), user.ceiling, user.missing, user.disk);
   TurnOnControllers(user.cgroup.Get());
 }
 
-void CgroupTree::EndAll() {
-  if (KillAll(root_.Get()) != 0) return;  // it has been removed
-  const UniqueFd events = OpenEvents(root_.Get());
-  pollfd changed{events.Get(), POLLPRI, 0};
-  while (IsPopulated(events)) (void)poll(&changed, 1, -1);
-  RemoveChildren(root_.Get());
-}
-
 void CgroupTree::Clear() {
-  EndAll();
+  Prune(root_.Get(), "", {});
   (void)rmdir(path_.c_str());
 }
 }  // namespace jobworker

@@ -1,6 +1,8 @@
 // The broker's cgroup v2 tree, <root>/<user>/<job id>, through directory descriptors. The control files are described
 // in the kernel's Documentation/admin-guide/cgroup-v2.rst. What fails is thrown as std::system_error.
 #pragma once
+#include <set>
+
 #include "broker/users.h"
 
 namespace jobworker {
@@ -28,13 +30,15 @@ bool IsPopulated(const UniqueFd& events);
 
 // <user>/<id>. EEXIST is an error: a directory that is there is never adopted.
 UniqueFd MakeLeaf(int user_directory, uint64_t id);
+UniqueFd OpenLeaf(int user_directory, uint64_t id);  // not open when it is not there
 bool RemoveLeaf(int user_directory, uint64_t id);
 
 // The root of the tree. Its lock keeps other brokers out as long as this process or a fork of it lives.
 class CgroupTree {
  public:
-  // Makes the root if it is missing, ends and removes what an earlier broker left in it, turns the controllers on.
-  explicit CgroupTree(const std::string& path);
+  // Makes the root if it is missing, ends and removes what an earlier broker left in it, but for `kept`, paths as
+  // "/alice" and "/alice/7", turns the controllers on. `alone`: refuses where another broker has the lock.
+  CgroupTree(const std::string& path, const std::set<std::string>& kept, bool alone);
   // Bits of Controller that the kernel does not offer here.
   [[nodiscard]] uint8_t missing() const { return missing_; }
   // Makes <root>/<name> with the user's ceilings, readable by the user's group alone; sets user.cgroup and
@@ -44,7 +48,6 @@ class CgroupTree {
   void Clear();
 
  private:
-  void EndAll();
   const std::string path_;
   UniqueFd root_;
   uint8_t missing_ = 0;

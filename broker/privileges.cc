@@ -68,16 +68,17 @@ void NarrowDescriptors(unsigned first, unsigned count) {
   for (int fd = 0; fd <= 2; ++fd) {
     if (fcntl(fd, F_GETFD) < 0) OrThrow(open("/dev/null", O_RDWR) - fd, "open /dev/null");  // takes the lowest free
   }
+  rlimit files{};
+  OrThrow(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
+  files.rlim_cur = files.rlim_max;
+  OrThrow(setrlimit(RLIMIT_NOFILE, &files), "setrlimit");
   OrThrow((first > 3 ? close_range(3, first - 1, 0) : 0) | close_range(first + count, ~0U, 0), "close descriptors");
   if (count > 0) OrThrow(close_range(first, first + count - 1, CLOSE_RANGE_CLOEXEC), "mark descriptors");
 }
 
 void NarrowPrivileges() {
-  rlimit files{};
   const rlimit no_core{0, 0};
-  OrThrow(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
-  files.rlim_cur = files.rlim_max;
-  OrThrow(setrlimit(RLIMIT_NOFILE, &files) | setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
+  OrThrow(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
   OrThrow(prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl");
   KeepCapabilities();
   const Filter filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);

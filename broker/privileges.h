@@ -8,7 +8,7 @@ namespace jobworker {
 // These throw std::system_error.
 
 // Closes every descriptor but 0, 1, 2 (opened on /dev/null if they were closed) and `count` from 3 or more on, which no
-// job will inherit.
+// job will inherit. Raises RLIMIT_NOFILE to its hard limit.
 void NarrowDescriptors(unsigned first, unsigned count);
 
 // No core dump, no tracing, no_new_privs, three capabilities, and the seccomp filter that the jobs inherit. Call it

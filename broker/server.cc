@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -21,15 +22,21 @@ namespace jobworker {
 namespace {
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
 constexpr int kSpareDescriptors = 32;
+constexpr size_t kMostStoredNames = 130'000;  // they come in one string of the environment: at most 128 KiB
 
-struct Record {
+// What PIDFD_GET_INFO (Linux 6.15) gives of a process that somebody has reaped.
+struct PidfdInfo {
+  uint64_t mask = kExit, cgroup = 0;
+  uint32_t ids[11] = {};
+  int32_t exit_code = 0;
+  static constexpr uint64_t kExit = 8;
+};
+
+struct Record : StoredJob {
   State state = State::kStarting;
   User* owner = nullptr;
   UniqueFd cgroup, events;
-  Child child;
   ChildFailure failure;  // with an error, the job never ran: it ends as Failed, not as Exited
-  Job job;
-  Exited exited;
 };
 using Jobs = std::map<JobKey, Record>;
 using JobEntry = Jobs::value_type;
@@ -51,16 +58,19 @@ uint64_t NowUs() {
 
 class Server {
  public:
-  Server(Users& users, uint8_t missing, UniqueFd listener, uid_t peer_uid)
-      : users_(users), missing_(missing), listener_(std::move(listener)), peer_uid_(peer_uid) {}
+  Server(Users& users, uint8_t missing, const Store& store, UniqueFd listener, uid_t peer_uid)
+      : users_(users), missing_(missing), store_(store), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
-  void Run(UniqueFd peer, std::initializer_list<int> ends) {
+  void Run(StoredJobs jobs, UniqueFd peer, std::initializer_list<int> ends) {
     struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
-    for (const int end : ends) Watch(end, EPOLLIN, [this](uint32_t) { running_ = false; });
+    for (const int end : ends)
+      if (end >= 0) Watch(end, EPOLLIN, [this](uint32_t) { running_ = false; });
+    for (auto& [key, job] : jobs) TakeUp(std::move(job));
     if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, [this](uint32_t) { AcceptPeer(); });
     if (peer.IsOpen()) TakePeer(std::move(peer));
+    store_.Tell("READY=1");
     while (running_) {
       // One at a time: what an event closes or erases cannot be named by another one that was fetched with it.
       epoll_event event{};
@@ -87,6 +97,25 @@ class Server {
     (void)epoll_ctl(epoll_.Get(), EPOLL_CTL_DEL, fd.Get(), nullptr);
     handlers_.erase(fd.Get());
     fd.Reset();
+  }
+
+  // A job of an earlier broker's, where that one left it.
+  void TakeUp(StoredJob job) {
+    User& owner = users_.at(job.job.key.user);
+    UniqueFd cgroup = OpenLeaf(owner.cgroup.Get(), job.job.key.id);
+    const bool ended = job.Ended();
+    if (ended || !cgroup.IsOpen()) store_.Drop(job.Name(false));
+    if (!ended && !cgroup.IsOpen()) return;
+    owner.ended_count += ended ? 1U : 0U;
+    const State state = ended ? State::kEnded : State::kRunning;
+    JobEntry& entry = Add({std::move(job), state, &owner, std::move(cgroup), {}, {}});
+    if (!ended) WatchEnd(entry, EPOLLIN);
+  }
+
+  JobEntry& Add(Record record) {
+    ++record.owner->job_count;
+    stored_names_ += record.Name(true).size() + 1;
+    return *jobs_.emplace(record.job.key, std::move(record)).first;
   }
 
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
@@ -173,7 +202,8 @@ class Server {
     User& owner = found->second;
     // One that has ended does not count: a front end keeps the newest, which tells the next one where ids go on.
     const uint64_t free = owner.ended_count > 0 ? 1 : 0;
-    if (owner.job_count - free >= owner.max_jobs) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
+    const uint64_t most = store_.IsOpen() && stored_names_ > kMostStoredNames ? 0 : owner.max_jobs;
+    if (owner.job_count - free >= most) return Fail(start.key, RequestType::kStart, Stage::kJobs, EAGAIN);
     const std::optional<Limits> limits = JobLimits(owner, start.limits);
     if (!limits) return Fail(start.key, RequestType::kStart, Stage::kCeiling, EPERM);
     Record record;
@@ -194,8 +224,7 @@ class Server {
       if (error.code() != std::errc::file_exists) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
       return Fail(start.key, RequestType::kStart, stage, error.code().value());
     }
-    ++owner.job_count;
-    JobEntry& job = *jobs_.emplace(start.key, std::move(record)).first;
+    JobEntry& job = Add(std::move(record));
     Watch(job.second.child.status.Get(), EPOLLIN, [this, &job](uint32_t) { ExecDone(job); });
   }
 
@@ -230,6 +259,8 @@ class Server {
 
   void Answer(const Forget& forget) {
     const Record& record = jobs_.at(forget.key);
+    store_.Drop(record.Name(true));
+    stored_names_ -= record.Name(true).size() + 1;
     --record.owner->job_count;
     --record.owner->ended_count;
     jobs_.erase(forget.key);
@@ -240,21 +271,37 @@ class Server {
     const ssize_t size = read(record.child.status.Get(), &record.failure, sizeof(record.failure));
     if (size < 0) return;  // EAGAIN or EINTR: epoll tells again
     Unwatch(record.child.status);
-    Watch(record.child.pidfd.Get(), EPOLLIN, [this, &job](uint32_t) { MainProcessEnded(job); });
+    WatchEnd(job, EPOLLIN);
     if (size != 0) return;
     record.state = State::kRunning;
+    store_.Keep(record);  // before anybody is told of it
     SendJob(record, ReplyType::kStarted);
   }
 
-  void MainProcessEnded(JobEntry& job) {
+  void WatchEnd(JobEntry& job, uint32_t events) {
+    Watch(job.second.child.pidfd.Get(), events, [this, &job](uint32_t now) { MainProcessEnded(job, now); });
+  }
+
+  void MainProcessEnded(JobEntry& job, uint32_t events) {
     Record& record = job.second;
     siginfo_t info{};
-    const auto id = static_cast<id_t>(record.child.pidfd.Get());
-    if (waitid(static_cast<idtype_t>(P_PIDFD), id, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return;
+    PidfdInfo foreign;
+    const int pidfd = record.child.pidfd.Get();
+    if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info, WEXITED | WNOHANG) == 0) {
+      if (info.si_pid == 0) return;
+    } else if (ioctl(pidfd, _IOWR(0xff, 11, PidfdInfo), &foreign) == 0 && (foreign.mask & PidfdInfo::kExit) != 0) {
+      const int status = foreign.exit_code;
+      info.si_code = WIFEXITED(status) ? CLD_EXITED : WCOREDUMP(status) ? CLD_DUMPED : CLD_KILLED;
+      info.si_status = WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status);
+    } else if (errno != ENOTTY && (events & EPOLLHUP) == 0) {
+      // A child of an earlier broker. How it ended is told once another process has reaped it, which hangs up.
+      return WatchEnd(job, 0);
+    }
     Unwatch(record.child.pidfd);
     record.state = State::kEnding;
     record.exited.ended_us = std::max(NowUs(), record.job.started_us);  // the clock may have been set back
     record.exited.cause = info.si_code == CLD_EXITED ? EndCause::kExited : EndCause::kSignalled;
+    if (info.si_code == 0) record.exited.cause = EndCause::kUnknown;
     record.exited.value = static_cast<uint8_t>(info.si_status);
     record.exited.core_dumped = info.si_code == CLD_DUMPED;
     record.events = OpenEvents(record.cgroup.Get());
@@ -272,6 +319,7 @@ class Server {
     ReadOomKills(record.cgroup.Get(), record.exited.oom_kills, record.exited.oom_level);
     record.exited.counters = ReadCounters(record.cgroup.Get());
     record.cgroup.Reset();
+    if (record.failure.error == 0) store_.Keep(record), store_.Drop(record.Name(false));
     if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) perror("jobbroker: a job's cgroup is left behind");
     record.state = State::kEnded;
     ++record.owner->ended_count;
@@ -317,8 +365,10 @@ class Server {
 
   Users& users_;
   const uint8_t missing_;
+  const Store& store_;
   const UniqueFd listener_;
   const uid_t peer_uid_;
+  size_t stored_names_ = 0;
   const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
   std::map<int, Handler> handlers_;
   UniqueFd peer_;
@@ -331,8 +381,8 @@ class Server {
 
 }  // namespace
 
-void Serve(Users& users, uint8_t missing, std::initializer_list<int> ends, UniqueFd peer, UniqueFd listener,
-           uid_t peer_uid) {
-  Server(users, missing, std::move(listener), peer_uid).Run(std::move(peer), ends);
+void Serve(Users& users, uint8_t missing, const Store& store, StoredJobs jobs, std::initializer_list<int> ends,
+           UniqueFd peer, UniqueFd listener, uid_t peer_uid) {
+  Server(users, missing, store, std::move(listener), peer_uid).Run(std::move(jobs), std::move(peer), ends);
 }
 }  // namespace jobworker

@@ -26,13 +26,14 @@ constexpr const char* kUsage =
     "  --socket  where front ends with the uid of --peer meet the broker, one at a time\n";
 
 struct Options {
-  uint64_t fd = 0;
+  uint64_t fd = 0, listen_fds = 0, listen_pid = 0;
+  std::string notify_socket, listen_names;
   std::string socket, peer, cgroup_root, users, missing_controllers = "refuse";
 };
 
 [[noreturn]] void Die(const std::string& what) { throw std::runtime_error(what); }
 
-Options ParseOptions(int argc, char** argv) {
+Options ParseOptions(int argc, char** argv, char** environment) {
   Options options;
   Settings settings = {{"--fd", &options.fd},       {"--socket", &options.socket},
                        {"--peer", &options.peer},   {"--cgroup-root", &options.cgroup_root},
@@ -42,6 +43,13 @@ Options ParseOptions(int argc, char** argv) {
     if (word.find('=') == word.npos && i + 1 < argc) word += std::string("=") + argv[++i];
     if (!Assign(word, settings)) Die(kUsage);
   }
+  Settings systemds = {{"NOTIFY_SOCKET", &options.notify_socket},
+                       {"LISTEN_FDS", &options.listen_fds},
+                       {"LISTEN_PID", &options.listen_pid},
+                       {"LISTEN_FDNAMES", &options.listen_names}};
+  for (; options.fd == 0 && *environment != nullptr; ++environment) (void)Assign(*environment, systemds);
+  const bool ours = options.listen_pid == static_cast<uint64_t>(getpid()) && !options.notify_socket.empty();
+  if (!ours || options.listen_fds > 1'000'000) options.listen_fds = 0;
   const bool deployed = !options.socket.empty() && !options.peer.empty();
   const bool warn_or_refuse = options.missing_controllers == "warn" || options.missing_controllers == "refuse";
   if (deployed == (options.fd >= 3 && options.fd < INT32_MAX) || !warn_or_refuse) Die(kUsage);
@@ -109,39 +117,50 @@ UniqueFd StartGuardian(CgroupTree& tree, int front_end) {
   _exit(0);
 }
 
-void Run(const Options& options, CgroupTree& tree, const UniqueFd& signals, const UniqueFd& guardian) {
+void Run(const Options& options, Users& users, CgroupTree& tree, const Store& store, StoredJobs jobs,
+         std::initializer_list<int> ends) {
   const bool standalone = options.socket.empty();
-  Users users = LoadUsers(options.users);
   MakeUsers(users, tree, options.missing_controllers == "warn");
   const uid_t peer_uid = standalone ? 0 : PeerUid(options.peer);
   UniqueFd listener = standalone ? UniqueFd() : Listen(options.socket);
   NarrowPrivileges();
   UniqueFd peer(standalone ? static_cast<int>(options.fd) : -1);
-  Serve(users, tree.missing(), {signals.Get(), guardian.Get()}, std::move(peer), std::move(listener), peer_uid);
+  Serve(users, tree.missing(), store, std::move(jobs), ends, std::move(peer), std::move(listener), peer_uid);
 }
 
-int Main(int argc, char** argv) try {
-  const Options options = ParseOptions(argc, argv);
+int Main(int argc, char** argv, char** environment) try {
+  const Options options = ParseOptions(argc, argv, environment);
+  const auto fd = static_cast<unsigned>(options.fd);
   umask(022);
-  NarrowDescriptors(options.fd != 0 ? static_cast<unsigned>(options.fd) : 3, options.fd != 0 ? 1 : 0);
+  NarrowDescriptors(fd != 0 ? fd : 3, fd != 0 ? 1 : static_cast<unsigned>(options.listen_fds));
+  const Store store(options.notify_socket);
+  Users users = LoadUsers(options.users);
+  StoredJobs jobs = store.TakeBack(options.listen_fds, options.listen_names, users);
   sigset_t ends{}, blocked{};
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ends, number);
   sigorset(&blocked, &ends, &ends);
   sigaddset(&blocked, SIGUSR1);
   OrThrow(sigprocmask(SIG_BLOCK, &blocked, nullptr), "sigprocmask");
   const UniqueFd signals(OrThrow(signalfd(-1, &ends, SFD_CLOEXEC), "signalfd"));
-  CgroupTree tree(options.cgroup_root);
-  const UniqueFd guardian = StartGuardian(tree, static_cast<int>(options.fd));
+  std::set<std::string> kept;
+  for (const auto& [key, job] : jobs) {
+    const std::string user = "/" + key.user;
+    if (!job.Ended()) kept.insert({user, user + "/" + std::to_string(key.id)});
+  }
+  CgroupTree tree(options.cgroup_root, kept, !store.IsOpen());
+  const UniqueFd guardian = store.IsOpen() ? UniqueFd() : StartGuardian(tree, static_cast<int>(fd));
   std::string wrong;
   try {
-    Run(options, tree, signals, guardian);
+    Run(options, users, tree, store, std::move(jobs), {signals.Get(), guardian.Get()});
   } catch (const std::exception& error) {
     wrong = error.what();
   }
   (void)unlink(options.socket.c_str());
-  tree.Clear();  // if there is no guardian any more
+  // Where they are stored, SIGTERM alone ends the jobs: after any other end another broker follows.
+  sigset_t pending{};
+  if (!store.IsOpen() || (sigpending(&pending) == 0 && sigismember(&pending, SIGTERM) == 1)) tree.Clear();
   (void)syscall(SYS_pidfd_send_signal, guardian.Get(), SIGUSR1, nullptr, 0);
-  for (pollfd ended{guardian.Get(), POLLIN, 0}; poll(&ended, 1, -1) != 1;) continue;
+  for (pollfd ended{guardian.Get(), POLLIN, 0}; guardian.IsOpen() && poll(&ended, 1, -1) != 1;) continue;
   return wrong.empty() ? 0 : throw std::runtime_error(wrong);
 } catch (const std::exception& error) {
   (void)fprintf(stderr, "jobbroker: %s\n", error.what());
@@ -150,4 +169,4 @@ int Main(int argc, char** argv) try {
 }  // namespace
 }  // namespace jobworker
 
-int main(int argc, char** argv) { return jobworker::Main(argc, argv); }
+int main(int argc, char** argv, char** environment) { return jobworker::Main(argc, argv, environment); }

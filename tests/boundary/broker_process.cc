@@ -42,13 +42,15 @@ void MakeOddSurroundings() {
     setenv(name, "1", 1);
 }
 
-[[noreturn]] void Exec(const std::vector<char*>& arguments, int log, int keep, rlim_t files) {
+[[noreturn]] void Exec(const std::vector<char*>& arguments, int log, int keep, rlim_t files,
+                       const std::function<void()>& last) {
   const rlimit limit{files, files};
   // The broker must end by itself, not with the test.
   if (setsid() < 0 || dup2(log, 1) != 1 || dup2(log, 2) != 2) _exit(100);
   if (keep >= 0 && fcntl(keep, F_SETFD, 0) != 0) _exit(100);
   if (files != 0 && setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(100);
   MakeOddSurroundings();
+  last();
   execvp(arguments[0], arguments.data());
   _exit(101);
 }
@@ -83,13 +85,14 @@ bool WaitForText(const fs::path& file, const std::string& text) {
   return true;
 }
 
-Process::Process(const std::vector<std::string>& words, const fs::path& log, int keep, rlim_t files) {
+Process::Process(const std::vector<std::string>& words, const fs::path& log, int keep, rlim_t files,
+                 const std::function<void()>& last) {
   std::vector<char*> arguments;
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   const UniqueFd out(open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
   pid_ = fork();
-  if (pid_ == 0) Exec(arguments, out.Get(), keep, files);
+  if (pid_ == 0) Exec(arguments, out.Get(), keep, files, last);
   pidfd_.Reset(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
 }
 
@@ -142,10 +145,9 @@ void BrokerProcess::WriteUsers(const std::string& text) {
   fs::permissions(directory_ / "users", fs::perms(0644));
 }
 
-void BrokerProcess::Start(Mode mode, rlim_t files, const std::vector<std::string>& wrapper) {
-  std::vector<std::string> words = wrapper;
-  words.insert(words.end(),
-               {JOBBROKER, "--cgroup-root", cgroup_, "--users", directory_ / "users", "--missing-controllers", "warn"});
+void BrokerProcess::Start(Mode mode, rlim_t files, const std::function<void()>& last) {
+  std::vector<std::string> words{
+      JOBBROKER, "--cgroup-root", cgroup_, "--users", directory_ / "users", "--missing-controllers", "warn"};
   UniqueFd other;
   if (mode == Mode::kDeployed) {
     words.insert(words.end(), {"--socket", socket(), "--peer", std::to_string(kFrontEndUid)});
@@ -156,7 +158,7 @@ void BrokerProcess::Start(Mode mode, rlim_t files, const std::vector<std::string
     other.Reset(ends[1]);
     words.insert(words.end(), {"--fd", std::to_string(other.Get())});
   }
-  broker_ = Process(words, directory_ / "log", other.Get(), files);
+  broker_ = Process(words, directory_ / "log", other.Get(), files, last);
   ASSERT_TRUE(mode == Mode::kStandalone || WaitForText(directory_ / "log", "waiting for a front end")) << Log();
 }
 

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -33,7 +34,10 @@ class Process {
  public:
   Process() = default;
   // `keep` stays open in it at the same number; -1 for none. `files` is its hard RLIMIT_NOFILE; 0 leaves it as it is.
-  Process(const std::vector<std::string>& words, const fs::path& log, int keep = -1, rlim_t files = 0);
+  // `last` is done in it just before its exec.
+  Process(
+      const std::vector<std::string>& words, const fs::path& log, int keep = -1, rlim_t files = 0,
+      const std::function<void()>& last = [] {});
   Process(Process&&) = default;
   Process& operator=(Process&&) = default;
   ~Process();
@@ -59,8 +63,9 @@ class BrokerProcess {
 
   // Replaces the users file. What it has at first: alice, bob and carl, each with a ceiling for everything.
   void WriteUsers(const std::string& text);
-  // `wrapper`, if any, is put before the command line (strace). Deployed: waits until front ends can come.
-  void Start(Mode mode = Mode::kDeployed, rlim_t files = 0, const std::vector<std::string>& wrapper = {});
+  // `last` as in Process. Deployed: waits until front ends can come.
+  void Start(
+      Mode mode = Mode::kDeployed, rlim_t files = 0, const std::function<void()>& last = [] {});
   // A connection to the rendezvous socket as `uid`. Not open when the file's mode refused it.
   UniqueFd Visit(uid_t uid = kFrontEndUid);
   // Standalone: this side's end of the socketpair.

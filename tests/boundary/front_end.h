@@ -78,6 +78,11 @@ class FrontEnd {
     }
     return std::nullopt;
   }
+  // The next reply, read now; nothing when the connection closes.
+  std::optional<Reply> Next() {
+    std::optional<Received> received = ReceiveOne();
+    return received ? std::optional(std::move(received->reply)) : std::nullopt;
+  }
   // Reads until the broker closes the connection; false when it does not.
   bool AwaitClose();
   // How many replies wait unread in this program.

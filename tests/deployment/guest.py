@@ -91,9 +91,7 @@ def wait_serving():
 
 
 def start_all():
-    systemctl("start", "jobworker-broker")
-    # The broker does not tell when it listens, so the first try may come too early.
-    systemctl("start", "jobworker", ok=False)
+    systemctl("start", *UNITS[:2])
     wait_serving()
 
 
@@ -336,6 +334,89 @@ def _():
     worker("alice", "stop", job)
 
 
+COUNTER = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
+
+
+def begin(user):
+    """Starts a counter; its name, its process and its limits."""
+    job = f"{user}/{start(user, 'sh', '-c', COUNTER)}"
+    return job, facts_of(job)
+
+
+def facts_of(job):
+    # The first is the shell: a sleep's pid is higher until pids wrap, which 32768 of them take.
+    return int(pids_of(job)[0]), [read(f"{JOBS}/{job}/{name}") for name in ("cpu.max", "memory.max", "io.max", "pids.max")]
+
+
+def end_counter(job):
+    """It can be stopped, and nothing of what it wrote is missing, there twice, or cut."""
+    user, number = job.split("/")
+    worker(user, "stop", number)
+    assert not os.path.exists(f"{JOBS}/{job}")
+    numbers = [int(line) for line in worker(user, "query", number, ok=False).stdout.split()]
+    assert len(numbers) > 0 and numbers == list(range(1, len(numbers) + 1)), (numbers[:20], numbers[-20:])
+
+
+def kill_broker():
+    pid = show("jobworker-broker.service", "MainPID")
+    os.kill(int(pid), 9)
+    wait_active("jobworker-broker.service", other_than=pid)
+
+
+@check("broker-killed-a-hundred-times")
+def _():
+    jobs = [begin(user) for user in ("alice", "bob")]
+    for _ in range(100):
+        kill_broker()
+        for job, facts in jobs:
+            assert facts_of(job) == facts
+    wait_serving()
+    for job, _ in jobs:
+        end_counter(job)
+
+
+@check("broker-restarted")
+def _():
+    job, facts = begin("alice")
+    holder = show("jobworker-jobs.service", "MainPID")
+    systemctl("restart", "jobworker-broker")
+    wait_serving()
+    assert facts_of(job) == facts and show("jobworker-jobs.service", "MainPID") == holder
+    end_counter(job)
+
+
+@check("both-halves-killed")
+def _():
+    for halves in itertools.permutations(UNITS[:2]):
+        job, facts = begin("alice")
+        for unit in halves:
+            os.kill(int(show(unit, "MainPID")), 9)
+        wait_serving()
+        assert facts_of(job) == facts
+        end_counter(job)
+
+
+@check("end-without-a-broker-is-exact-or-unknown")
+def _():
+    job = start("alice", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 1; done")
+    told = start("alice", "sh", "-c", "exit 9")
+    assert worker("alice", "query", told, ok=False).returncode == 9
+    broker = show("jobworker-broker.service", "MainPID")
+    os.kill(int(broker), 19)
+    os.kill(int(pids_of(f"alice/{job}")[0]), 15)
+    wait_for("its end", lambda: pids_of(f"alice/{job}") == [])
+    os.kill(int(broker), 9)
+    wait_active("jobworker-broker.service", other_than=broker)
+    wait_serving()
+    done = worker("alice", "query", job, ok=False)
+    assert done.returncode == 7 or (done.returncode == 125 and "lost" in done.stderr), done
+    assert not os.path.exists(f"{JOBS}/alice/{job}")
+    for _ in range(2):
+        assert worker("alice", "query", told, ok=False).returncode == 9
+        systemctl("restart", "jobworker")  # the next one has it from the broker
+        wait_serving()
+
+
 def nothing_left():
     assert job_processes() == [], [read(f"/proc/{pid}/cmdline") for pid in job_processes()]
     assert not os.path.exists(JOBS), JOBS
@@ -367,7 +448,7 @@ def _():
     start("alice", "sleep", "1000")
     systemctl("stop", "jobworker-broker")
     nothing_left()
-    assert show("jobworker-jobs.service", "ActiveState") == "inactive"
+    assert show("jobworker-jobs.service", "ActiveState") == "active"
     start_all()
 
 
@@ -408,8 +489,9 @@ def _():
     assert jobs == [], jobs
 
 
-@check("configuration-kept-in-upgrade")
+@check("upgrade-keeps-jobs-and-configuration")
 def _():
+    job, facts = begin("alice")
     with open("/etc/jobworker/policy", "a") as policy:
         policy.write("# the operator's own line\n")
     holder = show("jobworker-jobs.service", "MainPID")
@@ -417,6 +499,8 @@ def _():
     contains(read("/etc/jobworker/policy"), "the operator's own line")
     assert show("jobworker-jobs.service", "MainPID") == holder
     wait_serving()
+    assert facts_of(job) == facts
+    end_counter(job)
 
 
 @check("remove")

@@ -96,6 +96,9 @@ UniqueFd MakeLeaf(int user_directory, uint64_t id) {
   return leaf;
 }
 
+// There is no earlier broker.
+UniqueFd OpenLeaf(int, uint64_t) { Broken("a job of an earlier broker"); }
+
 bool RemoveLeaf(int user_directory, uint64_t id) {
   if (id == 3) return false;
   FakeJob& job = Find(
@@ -304,7 +307,7 @@ void RunSession(Input input) {
   (void)shutdown(front.Get(), SHUT_WR);
   const KeptTimer kept;
   const UniqueFd guardian(eventfd(0, EFD_CLOEXEC));
-  Serve(list, 0, {guardian.Get()}, std::move(back), {}, 0);
+  Serve(list, 0, Store(""), {}, {guardian.Get()}, std::move(back), {}, 0);
   CheckReplies(front.Get());
 }
 

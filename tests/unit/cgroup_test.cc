@@ -179,14 +179,14 @@ TEST_F(Cgroup, ALeafIsMadeOnceAndNeverAdopted) {
 }
 
 TEST_F(Cgroup, ATreeOutsideCgroupfsIsRefusedAndNotLeftBehind) {
-  const Result<CgroupTree> tree = Try([](const std::string& root) { return CgroupTree(root); }, path_ / "tree");
+  const auto make = [](const std::string& root) { return CgroupTree(root, {}, true); };
+  const Result<CgroupTree> tree = Try(make, path_ / "tree");
   ASSERT_FALSE(tree.has_value());
   EXPECT_NE(tree.error().what.find("not on a cgroup v2 mount"), std::string::npos);
   EXPECT_FALSE(fs::exists(path_ / "tree"));
-  EXPECT_EQ(Try([](const std::string& root) { return CgroupTree(root); }, path_ / "no" / "parent").error().code,
-            ENOENT);
+  EXPECT_EQ(Try(make, path_ / "no" / "parent").error().code, ENOENT);
   fs::create_symlink("/sys/fs/cgroup", path_ / "link");
-  EXPECT_FALSE(Try([](const std::string& root) { return CgroupTree(root); }, path_ / "link").has_value());
+  EXPECT_FALSE(Try(make, path_ / "link").has_value());
 }
 
 TEST_F(Cgroup, NoDiskLiesUnderProc) {
