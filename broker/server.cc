@@ -71,10 +71,13 @@ class Server {
     if (listener_.IsOpen()) Watch(listener_.Get(), EPOLLIN, [this](uint32_t) { AcceptPeer(); });
     if (peer.IsOpen()) TakePeer(std::move(peer));
     store_.Tell("READY=1");
-    while (running_) {
+    const uint64_t pause_us = store_.watchdog_us() / 3;  // an event may come just before it is over
+    const int pause_ms = pause_us != 0 ? static_cast<int>(pause_us / 1000) + 1 : -1;
+    for (uint64_t told_us = 0; running_;) {
+      if (pause_us != 0 && NowUs() - told_us > pause_us) told_us = NowUs(), store_.Tell("WATCHDOG=1");
       // One at a time: what an event closes or erases cannot be named by another one that was fetched with it.
       epoll_event event{};
-      if (epoll_wait(epoll_.Get(), &event, 1, -1) != 1) continue;
+      if (epoll_wait(epoll_.Get(), &event, 1, pause_ms) != 1) continue;
       const Handler handler = handlers_.at(event.data.fd);  // a copy: it may unwatch itself
       handler(event.events);
     }

@@ -39,7 +39,7 @@ std::string Parcel::Name(bool ended) const {
   return job.key.user + "." + std::to_string(job.key.id) + (ended ? "+" : "");
 }
 
-Store::Store(const std::string& notify_socket) {
+Store::Store(const std::string& notify_socket, uint64_t watchdog_us) : watchdog_us_(watchdog_us) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (!notify_socket.starts_with('/') || notify_socket.size() >= sizeof(address.sun_path)) return;

@@ -25,8 +25,9 @@ using StoredJobs = std::map<JobKey, StoredJob>;
 
 class Store {
  public:
-  explicit Store(const std::string& notify_socket);
+  Store(const std::string& notify_socket, uint64_t watchdog_us);
   [[nodiscard]] bool IsOpen() const { return socket_.IsOpen(); }
+  [[nodiscard]] uint64_t watchdog_us() const { return watchdog_us_; }  // it wants news that often; 0: not at all
   // A failure is logged.
   void Tell(const std::string& state, std::span<const int> descriptors = {}) const;
   void Keep(const StoredJob& job) const;
@@ -37,5 +38,6 @@ class Store {
 
  private:
   UniqueFd socket_;
+  const uint64_t watchdog_us_;
 };
 }  // namespace jobworker

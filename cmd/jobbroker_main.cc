@@ -26,7 +26,7 @@ constexpr const char* kUsage =
     "  --socket  where front ends with the uid of --peer meet the broker, one at a time\n";
 
 struct Options {
-  uint64_t fd = 0, listen_fds = 0, listen_pid = 0;
+  uint64_t fd = 0, listen_fds = 0, listen_pid = 0, watchdog_us = 0;
   std::string notify_socket, listen_names;
   std::string socket, peer, cgroup_root, users, missing_controllers = "refuse";
 };
@@ -46,7 +46,8 @@ Options ParseOptions(int argc, char** argv, char** environment) {
   Settings systemds = {{"NOTIFY_SOCKET", &options.notify_socket},
                        {"LISTEN_FDS", &options.listen_fds},
                        {"LISTEN_PID", &options.listen_pid},
-                       {"LISTEN_FDNAMES", &options.listen_names}};
+                       {"LISTEN_FDNAMES", &options.listen_names},
+                       {"WATCHDOG_USEC", &options.watchdog_us}};
   for (; options.fd == 0 && *environment != nullptr; ++environment) (void)Assign(*environment, systemds);
   const bool ours = options.listen_pid == static_cast<uint64_t>(getpid()) && !options.notify_socket.empty();
   if (!ours || options.listen_fds > 1'000'000) options.listen_fds = 0;
@@ -133,7 +134,7 @@ int Main(int argc, char** argv, char** environment) try {
   const auto fd = static_cast<unsigned>(options.fd);
   umask(022);
   NarrowDescriptors(fd != 0 ? fd : 3, fd != 0 ? 1 : static_cast<unsigned>(options.listen_fds));
-  const Store store(options.notify_socket);
+  const Store store(options.notify_socket, options.watchdog_us);
   Users users = LoadUsers(options.users);
   StoredJobs jobs = store.TakeBack(options.listen_fds, options.listen_names, users);
   sigset_t ends{}, blocked{};

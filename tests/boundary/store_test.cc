@@ -69,7 +69,7 @@ class FakeSystemd {
     }
   }
   // In the broker that is to be: what systemd gives it.
-  void Give() const {
+  void Give(const std::string& watchdog_us) const {
     const int above = static_cast<int>(numbers_.size()) + 3;
     std::vector<int> high;
     for (const int fd : numbers_) high.push_back(fcntl(fd, F_DUPFD, above));
@@ -81,6 +81,8 @@ class FakeSystemd {
     setenv("LISTEN_FDS", std::to_string(high.size()).c_str(), 1);
     setenv("LISTEN_FDNAMES", names_.c_str(), 1);
     setenv("LISTEN_PID", std::to_string(getpid()).c_str(), 1);
+    if (watchdog_us.empty()) unsetenv("WATCHDOG_USEC");
+    if (!watchdog_us.empty()) setenv("WATCHDOG_USEC", watchdog_us.c_str(), 1);
   }
   [[nodiscard]] std::vector<std::string> Names() const {
     const std::lock_guard lock(mutex_);
@@ -181,12 +183,13 @@ class Stored : public testing::Test {
     prctl(PR_SET_CHILD_SUBREAPER, 0);
   }
   // `changes` are to the environment that systemd gives.
-  void StartBroker(const std::function<void()>& changes = [] {}) {
+  void StartBroker(
+      const std::string& watchdog_us = "", const std::function<void()>& changes = [] {}) {
     systemd_->Prepare();
     all_logs_ += broker_.Log();
     fs::remove(broker_.directory() / "log");  // which tells when it listens
     broker_.Start(Mode::kDeployed, 0, [&] {
-      systemd_->Give();
+      systemd_->Give(watchdog_us);
       changes();
     });
   }
@@ -250,6 +253,9 @@ class Stored : public testing::Test {
 
 TEST_F(Stored, SystemdIsToldWhatTheBrokerDoes) {
   systemd_->AwaitState("READY=1");
+  Kill9();
+  StartBroker("20000");
+  systemd_->AwaitState("WATCHDOG=1");
   broker_.broker().Signal(SIGHUP);
   EXPECT_EQ(broker_.broker().Wait(), 0);
   EXPECT_EQ(broker_.FindGuardian(), 0);
@@ -495,7 +501,7 @@ TEST_F(Stored, AJobWhoseCgroupIsGoneOrWhoseUserIsNoMoreIsDropped) {
 TEST_F(Stored, WithoutAStoreOfTheirOwnNamesAreNotTrusted) {
   Kill9();
   // LISTEN_PID is another's: the descriptors are somebody else's.
-  StartBroker([] {
+  StartBroker("", [] {
     setenv("LISTEN_PID", "1", 1);
     setenv("LISTEN_FDS", "100", 1);
   });

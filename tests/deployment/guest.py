@@ -417,6 +417,17 @@ def _():
         wait_serving()
 
 
+@check("watchdog-catches-a-stopped-broker")
+def _():
+    job, facts = begin("alice")
+    broker = show("jobworker-broker.service", "MainPID")
+    os.kill(int(broker), 19)
+    wait_active("jobworker-broker.service", other_than=broker)
+    wait_serving()
+    assert facts_of(job) == facts
+    end_counter(job)
+
+
 def nothing_left():
     assert job_processes() == [], [read(f"/proc/{pid}/cmdline") for pid in job_processes()]
     assert not os.path.exists(JOBS), JOBS

@@ -97,7 +97,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   (void)shutdown(pair.first.Get(), SHUT_WR);
   const UniqueFd guardian(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
-  Serve(list, 0, Store(""), {}, {guardian.Get()}, std::move(pair.second), UniqueFd(), 0);
+  Serve(list, 0, Store("", 0), {}, {guardian.Get()}, std::move(pair.second), UniqueFd(), 0);
   Demand(alice.job_count <= alice.max_jobs + 1 && leaves.size() <= alice.job_count);
   while (waitpid(-1, nullptr, WNOHANG) > 0) continue;
   return 0;

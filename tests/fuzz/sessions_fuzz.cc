@@ -307,7 +307,7 @@ void RunSession(Input input) {
   (void)shutdown(front.Get(), SHUT_WR);
   const KeptTimer kept;
   const UniqueFd guardian(eventfd(0, EFD_CLOEXEC));
-  Serve(list, 0, Store(""), {}, {guardian.Get()}, std::move(back), {}, 0);
+  Serve(list, 0, Store("", 0), {}, {guardian.Get()}, std::move(back), {}, 0);
   CheckReplies(front.Get());
 }
 
