@@ -4,6 +4,7 @@ Prints lines for tests/limits/verdict: "ok NAME", "not ok NAME: why", and "# NAM
 usage: guest.py BUILD_DIR all|no-memory [CHECK]...
 """
 import functools
+import json
 import os
 import select
 import subprocess
@@ -169,6 +170,29 @@ def MemoryOfOneProcess(say):
         Require(status == 128 + 9 and 'out of memory' in err, f'{status}: {err}')
 
 
+def LimitsByFlag(say):
+    with Full() as server:
+        flags = ('--cpu', '0.25', '--memory', '64M', '--pids', '9', '--io-read', '1M', '--io-write', '2M')
+        status, out, err = server.Run('bob', 'start', '-d', *flags, '--', 'sleep', '1000')
+        Require(status == 0, f'start: {status}: {err}')
+        job = out.strip()
+        expected = {'cpu.max': '50000 200000', 'memory.max': '67108864', 'pids.max': '9',
+                    'io.max': '98:0 rbps=1048576 wbps=2097152 riops=max wiops=max'}
+        for file, value in expected.items():
+            Require(Read('bob', job, file) == value, f'{file} is "{Read("bob", job, file)}", not "{value}"')
+        limits = json.loads(server.Run('bob', '--json', 'status', job)[1])['limits']
+        Require(limits == {'cpu_milli': 250, 'memory_bytes': 67108864, 'pids': 9, 'read_bytes_per_second': 1048576,
+                           'write_bytes_per_second': 2097152}, f'the limits that are told: {limits}')
+        server.Stop('bob', job)
+        status, _, err = server.Run('bob', 'start', '--memory', '64M', '--', 'tail', '/dev/zero')
+        say(err.strip())
+        Require(status == 128 + 9 and "out of memory (the job's own limit)" in err, f'--memory: {status}: {err}')
+        forks = 'for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done'
+        status, _, err = server.Run('bob', 'start', '--pids', '9', '--', 'sh', '-c', forks)
+        say(err.strip())
+        Require(status == 2 and 'fork' in err, f'--pids: {status}: {err}')
+
+
 def WrittenAtMost(say, command, key, limit, unit):
     with Full() as server:
         rates = {}
@@ -271,6 +295,7 @@ CHECKS = {
         'cpu-held-to-half': CpuHeldToHalf,
         'memory-killed-at-128-mib': MemoryKilled,
         'memory-of-one-process': MemoryOfOneProcess,
+        'limits-by-flag': LimitsByFlag,
         'write-bytes-held': BytesHeld,
         'write-operations-held': OperationsHeld,
         'fork-bomb-held': ForkBombHeld,
