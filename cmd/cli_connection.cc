@@ -50,6 +50,7 @@ std::string WithFlag(const std::string& words) {
                                                                       {"directory", "--cwd"},
                                                                       {"offset", "--from"},
                                                                       {"grace_ms", "--grace"},
+                                                                      {"pids", "ID"},
                                                                       {"pid", "ID"}};
   const std::string_view field = std::string_view(words).substr(0, words.find(':'));
   for (const auto& [name, flag] : kFlags) {

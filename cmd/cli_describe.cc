@@ -7,6 +7,7 @@
 
 #include "cmd/cli_text.h"
 #include "cmd/cli_units.h"
+#include "daemon/signal_text.h"
 
 namespace jobworker {
 namespace {
@@ -20,14 +21,13 @@ std::string WhoseMemory(const JobEnd& end, const std::string& user) {
 std::string LastAct(const JobEnd& end) {
   if (end.cause() == JobEnd::EXITED) return fmt::format("exited with {}", end.exit_code());
   if (end.cause() == JobEnd::UNKNOWN) return "has ended, but how is not known";
-  return fmt::format("was terminated by signal {}{}", SignalName(end.signal()),
-                     end.core_dumped() ? ", core dumped" : "");
+  return fmt::format("was terminated by {}{}", SignalText(end.signal()), end.core_dumped() ? ", core dumped" : "");
 }
 
 // "was stopped by alice with SIGTERM"; the last act follows.
 std::string StopText(const JobEnd& end, std::string_view why) {
   std::string text(why);
-  if (end.stop_signal() != 0) text += fmt::format(", with signal {}", SignalName(end.stop_signal()));
+  if (end.stop_signal() != 0) text += fmt::format(", with {}", SignalText(end.stop_signal()));
   if (end.stop_killed()) text += end.stop_signal() != 0 ? ", did not end in time and was killed" : ", by SIGKILL";
   return fmt::format("{}; it {}", text, LastAct(end));
 }

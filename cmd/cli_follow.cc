@@ -39,6 +39,7 @@ class Follower {
   Session& session_;
   FollowPlan plan_;
   JobView job_;
+  bool input_lost_ = false;
 };
 
 Responses Follower::Open() {
@@ -56,6 +57,10 @@ Responses Follower::Open() {
 void Follower::First(const WorkerResponse& response) {
   NoticeDeadPeers(session_.GetSettings().server.port);
   session_.Answered(fmt::format("; job {} goes on from byte {}", job_.Id(), response.offset()));
+  if (!plan_.start || input_lost_ || response.status().input().state() != INPUT_LOST) return;
+  input_lost_ = true;
+  Say(fmt::format("the input of job {} was cut off when the server was restarted: {} bytes are known to have arrived",
+                  job_.Id(), response.status().input().taken()));
 }
 
 // The id is known now.
@@ -118,7 +123,8 @@ int Follower::Run() {
   }
   const std::string end = plan_.format == Format::kJson ? "" : job_.DescribeEnd();
   if (!end.empty()) Say(end);
-  return job_.ExitStatus();
+  // What a job makes of half of its input is no success.
+  return input_lost_ && job_.ExitStatus() == 0 ? kOurFailure : job_.ExitStatus();
 }
 
 }  // namespace

@@ -94,12 +94,7 @@ grpc::Status InputSender::SendAll(Worker::Stub& stub, grpc::ClientContext& conte
 }
 
 void InputSender::Finished(const grpc::Status& status) const {
-  if (state_ == INPUT_LOST) {
-    Say(fmt::format("the input of job {} was cut off when the server was restarted: {} bytes are known to have arrived",
-                    id_, window_.Begin()));
-  } else if (!status.ok()) {
-    Say(fmt::format("no more input for job {}: {}", id_, session_.Explain(status)));
-  }
+  if (!status.ok()) Say(fmt::format("no more input for job {}: {}", id_, session_.Explain(status)));
 }
 
 void InputSender::Run() {

@@ -16,6 +16,7 @@
 #include "cmd/cli_text.h"
 #include "cmd/cli_units.h"
 #include "cmd/cli_verbs.h"
+#include "daemon/signal_text.h"
 
 namespace jobworker {
 namespace {
@@ -78,7 +79,7 @@ std::string StopAnswer(const Options& options, const std::string& id, const Work
 
 std::string SignalAnswer(const Options& options, const std::string& id, const WorkerResponse& response) {
   if (options.json) return SignalJson(id, options.signal);
-  return Sentence(response, fmt::format("signal {} was sent to job {}", SignalName(options.signal), id));
+  return Sentence(response, fmt::format("{} was sent to job {}", SignalText(options.signal), id));
 }
 
 std::string RemoveAnswer(const Options& options, const std::string& id, const WorkerResponse& response) {
@@ -91,13 +92,14 @@ class Table {
   Table() : colour_(UsesColour(STDOUT_FILENO)) {
     winsize size{};
     if (isatty(STDOUT_FILENO) == 1 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0) width_ = size.ws_col;
-    Row("ID", "STATE", "", "STARTED", "COMMAND");
+    Row("ID", "STATE", "", "STARTED", "COMMAND {LABEL}");
   }
   void Add(const JobStatus& job, int64_t now) {
     const uint64_t age =
         job.started_us() > 0 && now > job.started_us() ? static_cast<uint64_t>(now - job.started_us()) : 0;
     std::string command = CommandText(job);
-    for (const auto& [key, value] : job.labels()) command += "  " + Escape(key + "=" + value);
+    // QuoteWord() quotes a brace, so these words are none of the command's.
+    for (const auto& [key, value] : job.labels()) command += " {" + Escape(key + "=" + value) + "}";
     Row(Escape(job.pid()), StateWord(job), Colour(job), DurationText(age) + " ago", command);
   }
   [[nodiscard]] const std::string& Text() const { return text_; }
@@ -137,9 +139,11 @@ class Waiter {
   int Run();
 
  private:
+  grpc::Status Connect();
   grpc::Status WaitForSome();
   bool Done() const { return waiting_.empty() || failed_ || (options_.any && waiting_.size() < options_.ids.size()); }
   void Ended(const JobStatus& job);
+  int Fail(const grpc::Status& status);
 
   Session& session_;
   const Options& options_;
@@ -160,6 +164,16 @@ void Waiter::Ended(const JobStatus& job) {
   if (failed_) result_ = printed;
 }
 
+// JobWait answers nothing before a job ends. So after a loss something else is asked, which tells that it is over.
+grpc::Status Waiter::Connect() {
+  const grpc::Status status = session_.Connect();
+  if (!status.ok() || !session_.Lost()) return status;
+  WhoAmIResponse unused;
+  const grpc::Status answer = session_.Stub().WhoAmI(session_.NewContext(), {}, &unused);
+  if (answer.ok()) session_.Answered("");
+  return answer;
+}
+
 grpc::Status Waiter::WaitForSome() {
   JobWaitRequest request;
   request.mutable_pids()->Add(waiting_.begin(), waiting_.end());
@@ -173,13 +187,25 @@ grpc::Status Waiter::WaitForSome() {
   return Done() ? grpc::Status::OK : responses->Finish();
 }
 
+// "pids: 7: you have no job with this id" is said as every other verb says it.
+int Waiter::Fail(const grpc::Status& status) {
+  constexpr std::string_view kField = "pids: ";
+  const std::string& words = status.error_message();
+  const size_t colon = words.find(':', kField.size());
+  if (status.error_code() != grpc::StatusCode::NOT_FOUND || !words.starts_with(kField) || colon == std::string::npos) {
+    return session_.Fail(status);
+  }
+  const std::string id = words.substr(kField.size(), colon - kField.size());
+  return session_.Fail({grpc::StatusCode::NOT_FOUND, words.substr(std::min(colon + 2, words.size()))}, id);
+}
+
 int Waiter::Run() {
   while (!Done()) {
     const size_t before = waiting_.size();
-    grpc::Status status = session_.Connect();
+    grpc::Status status = Connect();
     if (status.ok()) status = WaitForSome();
     const bool progress = status.ok() && waiting_.size() < before;
-    if (!Done() && !progress && !session_.Again(status, true)) return session_.Fail(status);
+    if (!Done() && !progress && !session_.Again(status, true)) return Fail(status);
   }
   return result_;
 }

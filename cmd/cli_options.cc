@@ -99,6 +99,9 @@ class HelpText : public CLI::Formatter {
     // CLI11 leaves two empty lines between groups.
     return CLI::detail::find_and_replace(Formatter::make_help(app, std::move(name), mode), "\n\n\n", "\n\n");
   }
+  std::string make_option_name(const CLI::Option* option, bool positional) const override {
+    return CLI::detail::find_and_replace(Formatter::make_option_name(option, positional), ",", ", ");
+  }
   std::string make_option_opts(const CLI::Option* option) const override {
     return option->get_type_size() == 0 ? "" : " " + option->get_type_name();
   }
@@ -206,6 +209,10 @@ void AddStart(CLI::App& app, Options& options) {
 void AddIds(CLI::App* command, Options& options, int most) {
   CLI::Option* const ids = command->add_option("ID", options.ids, "The id that start gave, or @last")->type_name("");
   ids->required();
+  ids->check([](const std::string& text) {
+    const auto id = ParseId(text);
+    return id ? "" : id.error();
+  });
   if (most == 1) {
     ids->expected(1);
   } else {
@@ -243,7 +250,6 @@ void AddQuery(CLI::App& app, Options& options) {
 }
 
 constexpr int kManyIds = 100000;
-constexpr int kMostWaited = 100;  // the server's bound
 
 void AddOthers(CLI::App& app, Options& options) {
   CLI::App* const stop = AddVerb(app, options, Verb::kStop, "stop", "Stop jobs and all their processes");
@@ -329,6 +335,16 @@ void CheckStart(const Options& options) {
   }
 }
 
+// What is wrong with words that nothing takes.
+std::string Unexpected(const CLI::App& app, const CLI::App& verb) {
+  const auto before = app.remaining();
+  const std::string word = before.empty() ? verb.remaining()[0] : before[0];
+  const std::string name = verb.get_name();
+  if (word[0] != '-') return fmt::format("{} does not take '{}'", name, word);
+  return before.empty() ? fmt::format("{} does not know the flag {}", name, word)
+                        : fmt::format("{} is not a flag of every verb; flags of {} alone stand behind it", word, name);
+}
+
 std::string ErrorText(const CLI::App& app, const CLI::Error& error) {
   const auto chosen = app.get_subcommands();
   const std::string help = "; see jobworker" + (chosen.empty() ? "" : " " + chosen[0]->get_name()) + " --help";
@@ -338,7 +354,9 @@ std::string ErrorText(const CLI::App& app, const CLI::Error& error) {
     return (words.empty() ? "say what to do" : "there is no verb '" + words[0] + "'; say what to do") +
            ", such as start, list or stop" + help;
   }
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) return Unexpected(app, *chosen[0]) + help;
   if (error.get_name() != "ArgumentMismatch") return what + help;
+  if (what.starts_with("ID")) return chosen[0]->get_name() + " takes one ID" + help;
   return what.substr(0, what.find(':')) + (what.ends_with("missing") ? " needs a value" : " is given more than once") +
          help;
 }
@@ -366,10 +384,6 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
     if (options.verb == Verb::kStart) {
       TakeWords(app.get_subcommand("start")->remaining(), arguments.from_end, options);
       CheckStart(options);
-    }
-    if (options.verb == Verb::kWait && options.ids.size() > kMostWaited) {
-      throw CLI::ValidationError(
-          fmt::format("wait: there are {} ids; at most {} are taken", options.ids.size(), kMostWaited));
     }
   } catch (const CLI::CallForHelp&) {
     const auto chosen = app.get_subcommands();

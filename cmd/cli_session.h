@@ -36,6 +36,8 @@ class Session {
   // After a failed call or Connect(). True: do it again, the time for that has come. Says that the connection was lost,
   // once for each loss.
   bool Again(const grpc::Status& status, bool following);
+  // The connection was lost, and nothing has been answered since.
+  [[nodiscard]] bool Lost() const { return lost_; }
   // Says what failed, why and what to do about it, and returns the exit status. `about` is a job's id, or empty.
   int Fail(const grpc::Status& status, const std::string& about = "");
 

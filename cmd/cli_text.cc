@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <string.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -47,11 +46,6 @@ int WriteFully(int fd, std::string_view bytes) {
     }
   }
   return 0;
-}
-
-std::string SignalName(int number) {
-  const char* const name = sigabbrev_np(number);
-  return name == nullptr ? fmt::format("{}", number) : fmt::format("{} (SIG{})", number, name);
 }
 
 std::string QuoteWord(std::string_view word) {

@@ -18,9 +18,6 @@ bool UsesColour(int fd);
 // All of `bytes`, however many writes that takes, also when `fd` does not block. 0 or an errno.
 int WriteFully(int fd, std::string_view bytes);
 
-// "15 (SIGTERM)", or the bare number when it has no name.
-std::string SignalName(int number);
-
 // One POSIX shell word that stands for exactly `word`: itself when no character in it is special, else quoted.
 std::string QuoteWord(std::string_view word);
 

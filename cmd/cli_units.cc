@@ -16,15 +16,14 @@ namespace jobworker {
 namespace {
 
 constexpr std::string_view kDigits = "0123456789";
-constexpr std::string_view kLabelCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._/-";
 
 struct Unit {
   std::string_view name;
   double factor;
 };
 
-// A decimal number without sign or exponent, times the unit behind it, rounded up; nothing when it is anything else, or
-// does not fit into 63 bits. Rounded up, so that what is more than nothing stays more than nothing.
+// A decimal number without sign or exponent, times the unit behind it, to the nearest whole, but 1 for less; nothing
+// when it is anything else, or does not fit into 63 bits.
 std::optional<uint64_t> Amount(std::string_view text, std::initializer_list<Unit> units) {
   const size_t end = std::min(text.find_first_not_of("0123456789."), text.size());
   const std::string_view number = text.substr(0, end);
@@ -40,7 +39,8 @@ std::optional<uint64_t> Amount(std::string_view text, std::initializer_list<Unit
   double value = 0;
   const auto real = std::from_chars(number.data(), number.data() + number.size(), value, std::chars_format::fixed);
   if (real.ec != std::errc() || real.ptr != number.data() + number.size()) return std::nullopt;
-  value = std::ceil(value * unit->factor);
+  value *= unit->factor;
+  value = value > 0 ? std::max(std::round(value), 1.0) : 0;
   return value < 0x1p63 ? std::optional(static_cast<uint64_t>(value)) : std::nullopt;
 }
 
@@ -146,19 +146,21 @@ Parsed<int> ParseSignal(std::string_view text) {
   return *number;
 }
 
+Parsed<std::string> ParseId(std::string_view text) {
+  uint64_t id = 0;
+  const auto parsed = std::from_chars(text.data(), text.data() + text.size(), id);
+  const bool number = parsed.ec == std::errc() && parsed.ptr == text.data() + text.size() && text[0] != '0';
+  if (!number && text != "@last") {
+    return Because(fmt::format("'{}' is not a job's id, a number from 1 to {}, and not @last", text, UINT64_MAX));
+  }
+  return std::string(text);
+}
+
 Parsed<std::pair<std::string, std::string>> ParseLabel(std::string_view text) {
   const size_t equals = text.find('=');
-  if (equals == std::string_view::npos) return Because(fmt::format("the label '{}' is not KEY=VALUE", text));
-  const std::string_view key = text.substr(0, equals);
-  const std::string_view value = text.substr(equals + 1);
-  if (key.empty() || key.size() > 63 || key.find_first_not_of(kLabelCharacters) != std::string_view::npos) {
-    return Because(fmt::format("the label key '{:.80}' is not 1 to 63 characters of A-Z, a-z, 0-9 and ._/-", key));
-  }
-  if (value.size() > 255) {
-    return Because(fmt::format("the value of the label {} has {} bytes; at most 255 are taken", key, value.size()));
-  }
-  if (!IsUtf8(value)) return Because(fmt::format("the value of the label {} is not UTF-8", key));
-  return std::pair(std::string(key), std::string(value));
+  if (equals == std::string_view::npos) return Because(fmt::format("the label '{:.80}' is not KEY=VALUE", text));
+  if (!IsUtf8(text)) return Because(fmt::format("the label '{:.80}' is not UTF-8", text));
+  return std::pair(std::string(text.substr(0, equals)), std::string(text.substr(equals + 1)));
 }
 
 std::string SizeText(uint64_t bytes) {

@@ -24,7 +24,9 @@ Parsed<uint64_t> ParseCpu(std::string_view text);
 Parsed<uint64_t> ParseDuration(std::string_view text);
 // 15, TERM, SIGTERM, RTMIN+1; 1 to 64.
 Parsed<int> ParseSignal(std::string_view text);
-// KEY=VALUE, within the API's bounds.
+// A job's id, or @last.
+Parsed<std::string> ParseId(std::string_view text);
+// KEY=VALUE, UTF-8.
 Parsed<std::pair<std::string, std::string>> ParseLabel(std::string_view text);
 
 // "1.5 MiB", "17 bytes"

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "daemon/requests.h"
+#include "daemon/signal_text.h"
 
 namespace jobworker {
 
@@ -195,11 +196,6 @@ WorkerResponse ToFirstResponse(const JobTable& jobs, const JobView& job) {
   *response.mutable_status() = ToJobStatus(jobs, job);
   *response.mutable_unenforced() = response.status().unenforced();
   return response;
-}
-
-std::string SignalText(int number) {
-  const char* const name = sigabbrev_np(number);
-  return name == nullptr ? fmt::format("signal {}", number) : fmt::format("signal {} (SIG{})", number, name);
 }
 
 std::string StopSentence(const JobResult& result) {

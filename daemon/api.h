@@ -22,8 +22,7 @@ JobStatus ToJobStatus(const JobTable& jobs, const JobView& job);
 // A stream's first response, but for its offset.
 WorkerResponse ToFirstResponse(const JobTable& jobs, const JobView& job);
 
-// For people: "signal 15 (SIGTERM)", and "job 3 is stopped: signal 15 (SIGTERM)".
-std::string SignalText(int number);
+// For people: "job 3 is stopped: signal 15 (SIGTERM)".
 std::string StopSentence(const JobResult& result);
 
 // What a client is told: for a start that failed, of `user` and with `start`, and for a job that is not to be had.

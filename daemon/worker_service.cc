@@ -13,6 +13,7 @@
 #include "daemon/log.h"
 #include "daemon/reflection.h"
 #include "daemon/requests.h"
+#include "daemon/signal_text.h"
 
 namespace jobworker {
 

@@ -102,7 +102,7 @@ TEST_F(CliProgram, RefusalsAreWordsAndTheRightStatus) {
                {{grpc::StatusCode::UNIMPLEMENTED, ""}, 125, "is it a jobserver"},
                {{grpc::StatusCode::INVALID_ARGUMENT, "bad\x1b]"}, 125, "bad\\x1b]"},
                {{grpc::StatusCode::INVALID_ARGUMENT, "limits.pids: 9"}, 125, "jobworker: --pids (limits.pids): 9"},
-               {{grpc::StatusCode::INVALID_ARGUMENT, "pids: 9"}, 125, "jobworker: pids: 9"}};
+               {{grpc::StatusCode::INVALID_ARGUMENT, "pids: 9"}, 125, "jobworker: ID (pids): 9"}};
   for (const auto& refused : cases) {
     Refuse(refused.status);
     const Outcome outcome = Run({"start", "x"});

@@ -197,7 +197,7 @@ TEST_F(CliVerbs, ListTurnsPagesAndEscapes) {
   ExpectPart(outcome.out, "ID     STATE");
   ExpectPart(outcome.out, "12     running");
   ExpectPart(outcome.out, "2      exited 7");
-  ExpectPart(outcome.out, R"(sleep '1 \x1b[2J'  team=web\x1b]0;x)");
+  ExpectPart(outcome.out, R"(sleep '1 \x1b[2J' {team=web\x1b]0;x})");
   EXPECT_EQ(outcome.out.find('\x1b'), string::npos);
   EXPECT_EQ(Run({"list", "--ids"}).out, "12\n2\n");
   EXPECT_EQ(Run({"list", "--ids", "-n", "1"}).out, "12\n");
