@@ -77,13 +77,15 @@ void Session::Answered(const std::string& where) {
   lost_ = false;
 }
 
-bool Session::StillConnected() const {
+bool Session::Answers(grpc::StatusCode code) const {
+  // Every other code is the server's own, so that nothing has to be waited for.
+  if (code != grpc::StatusCode::UNAVAILABLE && code != grpc::StatusCode::CANCELLED) return true;
   return channel_ != nullptr && channel_->GetState(false) == GRPC_CHANNEL_READY &&
          !channel_->WaitForStateChange(GRPC_CHANNEL_READY, system_clock::now() + kStateTime);
 }
 
 bool Session::Again(const grpc::Status& status, bool following) {
-  const Circumstances circumstances{reached_, StillConnected(), lost_, following};
+  const Circumstances circumstances{reached_, Answers(status.error_code()), lost_, following};
   if (!reconnect_ || !WorthARetry(status.error_code(), circumstances)) return false;
   watch_.Answered();
   if (!lost_) {

@@ -55,7 +55,8 @@ class Session {
   std::shared_ptr<grpc::Channel> CurrentChannel();
 
  private:
-  [[nodiscard]] bool StillConnected() const;
+  // Whether the connection still stands after a call that ended with this.
+  [[nodiscard]] bool Answers(grpc::StatusCode code) const;
   void SetChannel(std::shared_ptr<grpc::Channel> channel);
   const Settings& settings_;
   Identity identity_;
