@@ -24,6 +24,7 @@
 #include "common/message_socket.h"
 #include "daemon/because.h"
 #include "daemon/broker_link.h"
+#include "daemon/certificates.h"
 #include "daemon/config.h"
 #include "daemon/confine.h"
 #include "daemon/event_loop.h"
@@ -66,7 +67,8 @@ void AddOptions(CLI::App& app, Options& options) {
   };
   add("--listen", options.listen, "ADDR:PORT", "where to listen (" + options.listen + "); port 0 picks one");
   add("--port-file", options.port_file, "FILE", "write the port to this file once it is open");
-  add("--certs", options.certs, "DIR", "where ca.pem, worker.pem and worker-key.pem are (" + options.certs + ")");
+  add("--certs", options.certs, "DIR",
+      "where ca.pem, worker.pem, worker-key.pem and crl.pem are (" + options.certs + ")");
   add("--policy", options.policy, "FILE", "who may do what (built in: alice and bob everything, carl nothing)");
   add("--run-as", options.run_as, "ACCOUNT", "USER or UID:GID to become when started as root");
   add("--config", options.config, "FILE", "TOML: how much output is kept, how long ended jobs, stop-grace");
@@ -301,11 +303,9 @@ int Main(int argc, char** argv) {
   if (getenv("GRPC_VERBOSITY") == nullptr) setenv("GRPC_VERBOSITY", "NONE", 1);
   ForbidOldTls();
   const std::string host = OrDie(ListenHost(options.listen));
-  const TlsFiles files = OrDie(LoadTlsFiles(options.certs, "worker"));
-  OrDie(CheckListenHost(host, files));
-  auto anchors = TrustAnchors::Parse(files.authorities);
-  if (!anchors) Die(options.certs + "/ca.pem: " + anchors.error());
-  Gate gate(*anchors, options.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(options.policy)));
+  const CertificateSet certificates = OrDie(LoadCertificates(options.certs, host));
+  if (!certificates.problem.empty()) Log("certificates that keep clients out", {{"reason", certificates.problem}});
+  Gate gate(certificates.anchors, options.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(options.policy)));
   const JobTableLimits limits = options.config.empty() ? JobTableLimits{} : OrDie(LoadConfig(options.config));
   const bool standalone = options.broker_socket.empty();
   if (standalone && geteuid() != 0) {
@@ -316,7 +316,8 @@ int Main(int argc, char** argv) {
   const UniqueFd signals = TakeSignals();
   pid_t broker = -1;
   UniqueFd socket = standalone ? StartBroker(options, broker) : UniqueFd();
-  const auto served = BecomeServer(options, limits, account, files, gate, std::move(socket), port_file, signals);
+  const auto served =
+      BecomeServer(options, limits, account, certificates.files, gate, std::move(socket), port_file, signals);
   // The broker has seen its socket close; it ends when every job and cgroup is gone.
   while (broker > 0 && waitpid(broker, nullptr, 0) < 0 && errno == EINTR) continue;
   if (!served) Die(served.error());

@@ -61,9 +61,11 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
   };
   const auto user = Identify(context, anchors_);
   if (!user) {
-    return refuse("-", grpc::StatusCode::UNAUTHENTICATED, user.error(),
-                  fmt::format("no usable identity: {}; use a certificate that this server's authority made for a user",
-                              user.error()));
+    return refuse(
+        "-", grpc::StatusCode::UNAUTHENTICATED, user.error(),
+        fmt::format(
+            "no usable identity: {}{}", user.error(),
+            user.error() == kListNotGood ? "" : "; use a certificate that this server's authority made for a user"));
   }
   if (ClaimsRight(context)) {
     const std::string reason = fmt::format("metadata claims a right, {} such calls so far", ++forged_);

@@ -2,6 +2,7 @@
 #pragma once
 #include <openssl/ossl_typ.h>
 
+#include <algorithm>
 #include <ctime>
 #include <map>
 #include <memory>
@@ -14,6 +15,15 @@
 
 namespace jobworker {
 
+// [from, until)
+struct Validity {
+  time_t from = 0, until = 0;
+  [[nodiscard]] bool Has(time_t time) const { return from <= time && time < until; }
+  [[nodiscard]] Validity With(const Validity& other) const {
+    return {std::max(from, other.from), std::min(until, other.until)};
+  }
+};
+
 // Certificates that have passed every check, each with the time in which none of these would turn out otherwise. A call
 // would spend more on them than on all else. Any thread may use it.
 class KnownCertificates {
@@ -21,7 +31,7 @@ class KnownCertificates {
   static constexpr size_t kMost = 256, kMaxPemBytes = 16 * 1024;
   struct Known {
     std::string user;
-    time_t from = 0, until = 0;  // [from, until)
+    Validity validity;
   };
   [[nodiscard]] std::optional<std::string> Find(std::string_view pem, time_t now) const;
   void Keep(std::string_view pem, Known known);
@@ -32,25 +42,41 @@ class KnownCertificates {
   std::map<std::string, Known, std::less<>> known_;
 };
 
-// The certificate authorities in ca.pem, and which certificates of theirs are known. Any thread may use it; copies
-// share what they know.
+// The certificate authorities in ca.pem, what they have revoked, and which certificates of theirs are known. Once it is
+// complete any thread may use it; copies share what they know.
 class TrustAnchors {
  public:
-  // The error says what is wrong with the PEM text.
+  // The errors say what is wrong with the PEM text.
   static tl::expected<TrustAnchors, std::string> Parse(std::string_view pem);
+  // The lists of revoked certificates in crl.pem: one or more, each by one of these authorities and about all that it
+  // has issued. From then on nobody of an authority that has a list is let in while that list is not good.
+  tl::expected<void, std::string> AddRevoked(std::string_view pem);
+
   [[nodiscard]] X509_STORE* store() const { return store_.get(); }
   [[nodiscard]] KnownCertificates& known() const { return *known_; }
+  // In which every list of the issuer of `leaf` is good; none when it has no list.
+  [[nodiscard]] std::optional<Validity> ListsFor(X509* leaf) const;
+  // A sentence when one of the lists is not good at `now`, empty when all are.
+  [[nodiscard]] std::string ListProblem(time_t now) const;
 
  private:
-  explicit TrustAnchors(std::shared_ptr<X509_STORE> store) : store_(std::move(store)) {}
+  TrustAnchors() = default;
+  std::vector<std::shared_ptr<X509>> authorities_;
+  std::vector<std::shared_ptr<X509_CRL>> lists_;
   std::shared_ptr<X509_STORE> store_;
   std::shared_ptr<KnownCertificates> known_ = std::make_shared<KnownCertificates>();
 };
 
+// IdentifyUser's error when it is not for the client to mend.
+inline constexpr std::string_view kListNotGood =
+    "the server's list of revoked certificates (crl.pem) has run out, or is not valid yet; its operator has to make a "
+    "new one: jobworker-certs DIR --crl --install";
+
 // The user that `leaf_pem` names, or why it names none. The certificate must have exactly one CN, the one that the TLS
 // library reported (`common_names`), of the form of a user's name; must not be a CA's; must be for client
-// authentication; must be issued by one of the anchors itself; and must be valid at `now`. To be asked on every call: a
-// resumed TLS session proves only that the certificate was good once. SubjectAltNames are not looked at.
+// authentication; must be issued by one of the anchors itself; must be valid at `now`; and must not be revoked. To be
+// asked on every call: a resumed TLS session proves only that the certificate was good once. SubjectAltNames are not
+// looked at.
 tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
                                                     const std::vector<std::string_view>& common_names,
                                                     const TrustAnchors& anchors, time_t now);

@@ -72,6 +72,17 @@ def make_server(authority):
     return issue(authority, 'worker', sans=names, usages=(SERVER,))
 
 
+def make_list(authority, *revoked, starts=None, ends=None):
+    """A list of revoked certificates, as PEM text. Valid from yesterday until tomorrow."""
+    builder = (x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
+               .last_update(starts or utc_now() - DAY).next_update(ends or utc_now() + DAY))
+    for identity in revoked:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder().serial_number(identity.certificate.serial_number)
+            .revocation_date(utc_now()).build())
+    return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
 def save(directory, name, identity):
     with open(os.path.join(directory, f'{name}.pem'), 'wb') as file:
         file.write(identity.pem())

@@ -87,6 +87,37 @@ KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issu
 
 KeyedCertificate SelfSigned(const CertificateSpec& spec) { return Make(spec, nullptr); }
 
+std::string ListOf(const ListSpec& spec, const KeyedCertificate& issuer) {
+  const std::unique_ptr<X509_CRL, decltype(&X509_CRL_free)> list(X509_CRL_new(), &X509_CRL_free);
+  const std::unique_ptr<ASN1_TIME, decltype(&ASN1_TIME_free)> time(ASN1_TIME_new(), &ASN1_TIME_free);
+  X509_CRL_set_version(list.get(), 1);
+  X509_CRL_set_issuer_name(list.get(), X509_get_subject_name(issuer.certificate.get()));
+  X509_gmtime_adj(time.get(), spec.begins);
+  X509_CRL_set1_lastUpdate(list.get(), time.get());
+  if (spec.ends) {
+    X509_gmtime_adj(time.get(), *spec.ends);
+    X509_CRL_set1_nextUpdate(list.get(), time.get());
+  }
+  X509_gmtime_adj(time.get(), -60);
+  for (const KeyedCertificate& each : spec.revoked) {
+    X509_REVOKED* const entry = X509_REVOKED_new();
+    X509_REVOKED_set_serialNumber(entry, X509_get_serialNumber(each.certificate.get()));
+    X509_REVOKED_set_revocationDate(entry, time.get());
+    Demand(X509_CRL_add0_revoked(list.get(), entry) == 1, "revoked");
+  }
+  X509V3_CTX context;
+  X509V3_set_ctx(&context, issuer.certificate.get(), nullptr, nullptr, list.get(), 0);
+  for (const auto& [name, value] : spec.extensions) {
+    const std::unique_ptr<X509_EXTENSION, decltype(&X509_EXTENSION_free)> extension(
+        X509V3_EXT_nconf(nullptr, &context, name, value), &X509_EXTENSION_free);
+    Demand(extension && X509_CRL_add_ext(list.get(), extension.get(), -1) == 1, name);
+  }
+  Demand(X509_CRL_sign(list.get(), issuer.key.get(), EVP_sha256()) > 0, "sign");
+  BIO* bio = BIO_new(BIO_s_mem());
+  PEM_write_bio_X509_CRL(bio, list.get());
+  return Drain(bio);
+}
+
 KeyedCertificate Authority(const std::string& name) { return SelfSigned({{name}, kAuthorityExtensions}); }
 
 }  // namespace jobworker::testing

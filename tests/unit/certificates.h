@@ -5,6 +5,7 @@
 
 #include <ctime>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,5 +41,15 @@ struct KeyedCertificate {
 KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer);
 KeyedCertificate SelfSigned(const CertificateSpec& spec);
 KeyedCertificate Authority(const std::string& name);
+
+// Validity in seconds from now, too; without `ends`, it does not say.
+struct ListSpec {
+  std::vector<KeyedCertificate> revoked = {};
+  Extensions extensions = {};
+  time_t begins = -3600;
+  std::optional<time_t> ends = 3600;
+};
+// A list of revoked certificates (CRL), as PEM text.
+std::string ListOf(const ListSpec& spec, const KeyedCertificate& issuer);
 
 }  // namespace jobworker::testing

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 
 #include "tests/unit/certificates.h"
 #include "tests/unit/temporary_directory.h"
@@ -16,6 +17,7 @@ using testing::Issue;
 using testing::KeyedCertificate;
 using testing::kServerExtensions;
 using testing::kUserExtensions;
+using testing::ListOf;
 
 const Extensions kNoExtensions = {};
 const Extensions kNoPurpose = {{"basicConstraints", "critical,CA:FALSE"}};
@@ -254,17 +256,133 @@ TEST(Identity, OnlyWhatWasLetInIsKnown) {
   EXPECT_EQ(anchors->known().size(), 1U);
 }
 
+class Lists : public ::testing::Test {
+ protected:
+  // By authorities that have signed `lists`.
+  tl::expected<std::string, std::string> Identify(const KeyedCertificate& leaf, const std::string& lists,
+                                                  time_t now = time(nullptr)) const {
+    auto anchors = TrustAnchors::Parse(Anchor().Pem() + other_.Pem());
+    const auto added = anchors->AddRevoked(lists);
+    if (!added) return tl::unexpected(added.error());
+    return IdentifyUser(leaf.Pem(), {"alice"}, *anchors, now);
+  }
+  void ExpectBad(const std::string& lists, const std::string& why) const {
+    const auto added = TrustAnchors::Parse(Anchor().Pem() + other_.Pem())->AddRevoked(lists);
+    ASSERT_FALSE(added) << why;
+    EXPECT_EQ(added.error(), why);
+    EXPECT_EQ(ERR_peek_error(), 0UL);
+  }
+
+  const KeyedCertificate other_ = Authority("Another CA");
+  const KeyedCertificate lost_ = Issue({{"alice"}}, Anchor());
+  const KeyedCertificate good_ = Issue({{"alice"}}, Anchor());
+};
+
+TEST_F(Lists, WhatIsOnOneIsRefusedAndNothingElse) {
+  ExpectRefused(Identify(lost_, ListOf({{lost_}}, Anchor())), "the certificate has been revoked");
+  ExpectRefused(Identify(lost_, ListOf({{Issue({{"bob"}}, Anchor()), lost_}}, Anchor())), "revoked");
+  EXPECT_TRUE(Identify(good_, ListOf({{lost_}}, Anchor())));
+  EXPECT_TRUE(Identify(good_, ListOf({}, Anchor())));
+  EXPECT_EQ(ERR_peek_error(), 0UL);
+}
+
+TEST_F(Lists, AreOfOneAuthorityEach) {
+  const KeyedCertificate others = Issue({{"alice"}}, other_);
+  ASN1_INTEGER_set(X509_get_serialNumber(others.certificate.get()), 7);
+  X509_sign(others.certificate.get(), other_.key.get(), EVP_sha256());
+  ExpectRefused(Identify(others, ListOf({{others}}, other_)), "revoked");
+  EXPECT_TRUE(Identify(others, ListOf({{others}}, Anchor()))) << "a number of another authority's";
+  EXPECT_TRUE(Identify(good_, ListOf({{good_}, {}, -60, -1}, other_))) << "its list is not needed";
+  const std::string both = ListOf({{lost_}}, Anchor()) + "words between\n" + ListOf({{others}}, other_);
+  ExpectRefused(Identify(others, both), "revoked");
+  ExpectRefused(Identify(lost_, both), "revoked");
+  EXPECT_TRUE(Identify(good_, both));
+}
+
+TEST_F(Lists, LetNobodyInBeforeTheirFirstSecondOrFromTheirLast) {
+  const std::string list = ListOf({{lost_}, {}, -600, 600}, Anchor());
+  auto anchors = *TrustAnchors::Parse(Anchor().Pem());
+  ASSERT_TRUE(anchors.AddRevoked(list));
+  const auto [from, until] = *anchors.ListsFor(good_.certificate.get());
+  ASSERT_EQ(until - from, 1200);
+  for (int i = 0; i < 2; ++i) {  // the second time it is known
+    ExpectRefused(IdentifyUser(good_.Pem(), {"alice"}, anchors, from - 1), std::string(kListNotGood));
+    ExpectRefused(IdentifyUser(good_.Pem(), {"alice"}, anchors, until), std::string(kListNotGood));
+    EXPECT_TRUE(IdentifyUser(good_.Pem(), {"alice"}, anchors, from));
+    EXPECT_TRUE(IdentifyUser(good_.Pem(), {"alice"}, anchors, until - 1));
+  }
+  EXPECT_NE(anchors.ListProblem(from - 1).find("not valid yet"), std::string::npos);
+  EXPECT_EQ(anchors.ListProblem(from), "");
+  EXPECT_EQ(anchors.ListProblem(until - 1), "");
+  EXPECT_NE(anchors.ListProblem(until).find("has run out; make a new one"), std::string::npos);
+}
+
+TEST_F(Lists, WhoIsOnOneIsNeverKnown) {
+  auto anchors = *TrustAnchors::Parse(Anchor().Pem());
+  ASSERT_TRUE(anchors.AddRevoked(ListOf({{lost_}}, Anchor())));
+  EXPECT_FALSE(IdentifyUser(lost_.Pem(), {"alice"}, anchors, time(nullptr)));
+  EXPECT_EQ(anchors.known().size(), 0U);
+}
+
+TEST_F(Lists, MustBeSignedByAnAuthorityThatMay) {
+  const std::string unsigned_by_ours = "it has a list that no authority in ca.pem has signed";
+  ExpectBad(ListOf({}, Authority("A third CA")), unsigned_by_ours);
+  ExpectBad(ListOf({}, Authority("JobWorker CA")), unsigned_by_ours);
+  ExpectBad(ListOf({}, Issue({{"JobWorker CA"}}, Anchor())), unsigned_by_ours);
+  ExpectBad(ListOf({}, Anchor()) + ListOf({}, Authority("JobWorker CA")), unsigned_by_ours);
+  const KeyedCertificate no_lists =
+      testing::SelfSigned({{"CA"}, {{"basicConstraints", "critical,CA:TRUE"}, {"keyUsage", "critical,keyCertSign"}}});
+  const auto added = TrustAnchors::Parse(no_lists.Pem())->AddRevoked(ListOf({}, no_lists));
+  ASSERT_FALSE(added);
+  EXPECT_EQ(added.error(), unsigned_by_ours);
+}
+
+TEST_F(Lists, MustBeAsTheyWereSigned) {
+  const std::string list = ListOf({{lost_}}, Anchor());
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_mem_buf(list.data(), -1), &BIO_free);
+  const std::unique_ptr<X509_CRL, decltype(&X509_CRL_free)> read(
+      PEM_read_bio_X509_CRL(bio.get(), nullptr, nullptr, nullptr), &X509_CRL_free);
+  unsigned char* der = nullptr;
+  const int size = i2d_X509_CRL(read.get(), &der);
+  std::string bytes(reinterpret_cast<const char*>(der), static_cast<size_t>(size));
+  OPENSSL_free(der);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  std::string base64((bytes.size() + 2) / 3 * 4 + 1, '\0');
+  EVP_EncodeBlock(reinterpret_cast<unsigned char*>(base64.data()), reinterpret_cast<const unsigned char*>(bytes.data()),
+                  size);
+  base64.pop_back();
+  for (size_t at = 64; at < base64.size(); at += 65) base64.insert(at, "\n");
+  ExpectBad("-----BEGIN X509 CRL-----\n" + base64 + "\n-----END X509 CRL-----\n",
+            "it has a list that no authority in ca.pem has signed");
+}
+
+TEST_F(Lists, MustBeWholeAndOfTheOneKind) {
+  const std::string list = ListOf({{lost_}}, Anchor()), none = "it has no list of revoked certificates in PEM form";
+  for (const std::string& text : {std::string(), std::string("no list"), Anchor().Pem(), Anchor().KeyPem()}) {
+    ExpectBad(text, none);
+  }
+  for (const size_t size : {size_t{30}, list.size() / 2, list.size() - 3}) {
+    ExpectBad(list.substr(0, size), "it has a list that cannot be read");
+    ExpectBad(list + list.substr(0, size), "it has a list that cannot be read");
+  }
+  const std::string special = "it has a list that is not a plain one";
+  ExpectBad(ListOf({{}, {{"issuingDistributionPoint", "critical,onlyuser:TRUE"}}}, Anchor()), special);
+  ExpectBad(ListOf({{}, {{"2.5.29.27", "critical,DER:020101"}}}, Anchor()), special);
+  ExpectBad(ListOf({{}, {}, -60, std::nullopt}, Anchor()), "it has a list that does not say when it runs out");
+  EXPECT_TRUE(Identify(good_, ListOf({{}, {{"2.5.29.20", "DER:020107"}}}, Anchor())));
+}
+
 TEST(KnownCertificates, HaveBounds) {
   KnownCertificates known;
   const std::string longest(KnownCertificates::kMaxPemBytes, 'x');
-  known.Keep(longest, {"alice", 10, 20});
-  known.Keep(longest + "x", {"alice", 10, 20});
+  known.Keep(longest, {"alice", {10, 20}});
+  known.Keep(longest + "x", {"alice", {10, 20}});
   EXPECT_EQ(known.Find(longest, 10), "alice");
   EXPECT_EQ(known.Find(longest + "x", 10), std::nullopt);
-  for (size_t i = 1; i < KnownCertificates::kMost; ++i) known.Keep(std::to_string(i), {"bob", 10, 20});
+  for (size_t i = 1; i < KnownCertificates::kMost; ++i) known.Keep(std::to_string(i), {"bob", {10, 20}});
   EXPECT_EQ(known.size(), KnownCertificates::kMost);
   EXPECT_EQ(known.Find(longest, 19), "alice");
-  known.Keep("one more", {"bob", 10, 20});
+  known.Keep("one more", {"bob", {10, 20}});
   EXPECT_EQ(known.size(), 1U);
   EXPECT_EQ(known.Find("one more", 19), "bob");
 }
