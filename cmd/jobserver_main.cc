@@ -33,6 +33,7 @@
 #include "daemon/job_table.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
+#include "daemon/reload.h"
 #include "daemon/rpc_server.h"
 #include "daemon/tls.h"
 #include "daemon/worker_service.h"
@@ -146,9 +147,25 @@ std::optional<Account> AccountToBecome(const Options& options) {
   return getpwnam(kAccount) != nullptr ? OrDie(ParseAccount(kAccount)) : kTryOutAccount;
 }
 
+// What is read at the start, as whoever started it.
+struct Setup {
+  explicit Setup(const Options& given)
+      : options(given),
+        source{given.certs, OrDie(ListenHost(given.listen))},
+        certificates(OrDie(LoadCertificates(source))),
+        gate(certificates, given.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(given.policy))),
+        limits(given.config.empty() ? JobTableLimits{} : OrDie(LoadConfig(given.config))) {}
+
+  const Options& options;
+  const CertificateSource source;
+  Certificates certificates;
+  Gate gate;
+  const JobTableLimits limits;
+};
+
 // False when the port cannot be had.
-bool Listen(const Options& options, const TlsFiles& files, grpc::ServerBuilder& builder, RpcServer& rpc, int& port) {
-  builder.AddListeningPort(options.listen, ServerCredentials(files), &port);
+bool Listen(Setup& setup, grpc::ServerBuilder& builder, RpcServer& rpc, int& port) {
+  builder.AddListeningPort(setup.options.listen, ServerCredentials(setup.certificates), &port);
   // gRPC has read a message whole before it looks at this, so a smaller number would save no memory; with this one a
   // field that is a thousand times too large is still answered with its name.
   builder.SetMaxReceiveMessageSize((1024 + 64) * 1024);
@@ -222,14 +239,14 @@ void EndServer(std::unique_ptr<MetricsPage> page, RpcServer& rpc, EventLoop& loo
 }
 
 // Until a signal, or until a broker of its own is gone. Returns the exit status, or why it could not serve.
-tl::expected<int, std::string> Serve(const Options& options, const JobTableLimits& limits, const TlsFiles& files,
-                                     Gate& gate, UniqueFd broker_socket, const UniqueFd& port_file,
+tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const UniqueFd& port_file,
                                      const UniqueFd& signals) {
+  const Options& options = setup.options;
   EventLoop loop;
   int status = 0;
   bool tried = false;
   std::function<void()> end;
-  JobTable jobs(loop, limits);
+  JobTable jobs(loop, setup.limits);
   BrokerLink link(loop, jobs,
                   {.tried = [&] { tried = true; },
                    .lost =
@@ -246,12 +263,12 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
     link.Meet(options.broker_socket);
     while (!tried) loop.RunOnce();
   }
-  WorkerService service(gate, loop, jobs, options.reflection);
+  WorkerService service(setup.gate, loop, jobs, options.reflection);
   int port = 0;
   grpc::ServerBuilder builder;
   const size_t threads = std::clamp(std::thread::hardware_concurrency() / 2, 1U, 8U);
   RpcServer rpc(builder, threads, [&service](const std::shared_ptr<Call>& call) { service.Answer(call); });
-  if (!Listen(options, files, builder, rpc, port)) {
+  if (!Listen(setup, builder, rpc, port)) {
     return Because(
         fmt::format("cannot listen on {}: the port is in use, or the address is not this machine's; --listen "
                     "takes another one",
@@ -268,6 +285,8 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
   if (!loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
   uint64_t watchdog_us = 0;
   if (sd_watchdog_enabled(0, &watchdog_us) > 0) link.Watch(std::chrono::microseconds(watchdog_us / 3));
+  Reloader reloader(loop, setup.source, setup.certificates);
+  reloader.Begin();
   if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
   if (!options.metrics.empty()) {
     auto opened = OpenMetrics(options.metrics, loop, jobs);
@@ -282,15 +301,13 @@ tl::expected<int, std::string> Serve(const Options& options, const JobTableLimit
 }
 
 // All that happens once root's last act is done.
-tl::expected<int, std::string> BecomeServer(const Options& options, const JobTableLimits& limits,
-                                            const std::optional<Account>& account, const TlsFiles& files, Gate& gate,
-                                            UniqueFd broker_socket, const UniqueFd& port_file,
-                                            const UniqueFd& signals) {
+tl::expected<int, std::string> BecomeServer(Setup& setup, const std::optional<Account>& account, UniqueFd broker_socket,
+                                            const UniqueFd& port_file, const UniqueFd& signals) {
   if (account) {
     if (const auto become = BecomeAccount(*account); !become) return Because(become.error());
   }
   if (const auto confined = Confine(); !confined) return Because(confined.error());
-  return Serve(options, limits, files, gate, std::move(broker_socket), port_file, signals);
+  return Serve(setup, std::move(broker_socket), port_file, signals);
 }
 
 int Main(int argc, char** argv) {
@@ -302,11 +319,9 @@ int Main(int argc, char** argv) {
 
   if (getenv("GRPC_VERBOSITY") == nullptr) setenv("GRPC_VERBOSITY", "NONE", 1);
   ForbidOldTls();
-  const std::string host = OrDie(ListenHost(options.listen));
-  const CertificateSet certificates = OrDie(LoadCertificates(options.certs, host));
-  if (!certificates.problem.empty()) Log("certificates that keep clients out", {{"reason", certificates.problem}});
-  Gate gate(certificates.anchors, options.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(options.policy)));
-  const JobTableLimits limits = options.config.empty() ? JobTableLimits{} : OrDie(LoadConfig(options.config));
+  Setup setup(options);
+  const std::string problem = setup.certificates.current()->problem;
+  if (!problem.empty()) Log("certificates that keep clients out", {{"reason", problem}});
   const bool standalone = options.broker_socket.empty();
   if (standalone && geteuid() != 0) {
     Die("start it as root (it starts a jobbroker and then becomes an unprivileged user), or give --broker-socket PATH");
@@ -316,8 +331,7 @@ int Main(int argc, char** argv) {
   const UniqueFd signals = TakeSignals();
   pid_t broker = -1;
   UniqueFd socket = standalone ? StartBroker(options, broker) : UniqueFd();
-  const auto served =
-      BecomeServer(options, limits, account, certificates.files, gate, std::move(socket), port_file, signals);
+  const auto served = BecomeServer(setup, account, std::move(socket), port_file, signals);
   // The broker has seen its socket close; it ends when every job and cgroup is gone.
   while (broker > 0 && waitpid(broker, nullptr, 0) < 0 && errno == EINTR) continue;
   if (!served) Die(served.error());

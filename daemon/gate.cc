@@ -44,13 +44,6 @@ std::string_view VerdictOf(grpc::StatusCode refusal) {
 
 }  // namespace
 
-std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const TlsFiles& files) {
-  grpc::SslServerCredentialsOptions options(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  options.pem_root_certs = files.authorities;
-  options.pem_key_cert_pairs.push_back({files.key, files.certificate});
-  return grpc::SslServerCredentials(options);
-}
-
 tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, const MethodRow* row) {
   const std::string_view name = row != nullptr ? row->name : "?";
   const std::string peer = context.peer();
@@ -59,7 +52,7 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
     Log("denied", {{"method", name}, {"user", user}, {"peer", peer}, {"reason", why}});
     return tl::unexpected(grpc::Status(code, std::move(message)));
   };
-  const auto user = Identify(context, anchors_);
+  const auto user = Identify(context, certificates_.current()->anchors);
   if (!user) {
     return refuse(
         "-", grpc::StatusCode::UNAUTHENTICATED, user.error(),

@@ -9,17 +9,14 @@
 #include <vector>
 
 #include "daemon/authorizer.h"
-#include "daemon/identity.h"
-#include "daemon/tls.h"
+#include "daemon/certificates.h"
 
 namespace jobworker {
 
-// A client must show a certificate of one of files.authorities, or there is no connection.
-std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const TlsFiles& files);
-
 class Gate {
  public:
-  Gate(TrustAnchors anchors, Policy policy) : anchors_(std::move(anchors)), policy_(std::move(policy)) {}
+  // By the certificates that are in use at each call. They outlive the gate.
+  Gate(const Certificates& certificates, Policy policy) : certificates_(certificates), policy_(std::move(policy)) {}
 
   // The calling user's name, or the status to end the call with: UNAUTHENTICATED without a usable identity,
   // UNIMPLEMENTED without a row, PERMISSION_DENIED without the row's right or with metadata that claims one. Every
@@ -34,7 +31,7 @@ class Gate {
   [[nodiscard]] uint64_t forged() const { return forged_; }
 
  private:
-  const TrustAnchors anchors_;
+  const Certificates& certificates_;
   const Policy policy_;
   std::atomic<uint64_t> forged_ = 0;
 };

@@ -75,7 +75,8 @@ void ForbidOldTls() {
 #endif
 }
 
-tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name) {
+tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name,
+                                                 const std::string* key) {
   const std::string base = directory + "/" + name;
   const auto authorities = ReadFile(directory + "/ca.pem", FileRule::kAny);
   if (!authorities) return Because(authorities.error());
@@ -84,13 +85,17 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
   const Certificate parsed = Parse(*certificate);
   if (!parsed) return Because(base + ".pem is not a certificate in PEM form");
   const auto rule = IsPublished(*certificate) ? FileRule::kAny : FileRule::kNobodyElseReads;
-  const auto key = ReadFile(base + "-key.pem", rule);
-  if (!key) return Because(key.error());
-  if (!IsKeyOf(parsed.get(), *key)) {
-    return Because(fmt::format("{}-key.pem is not the unencrypted private key of {}.pem; take the two from one place",
-                               base, base));
+  const tl::expected<std::string, std::string> read = key != nullptr ? *key : ReadFile(base + "-key.pem", rule);
+  if (!read) return Because(read.error());
+  if (!IsKeyOf(parsed.get(), *read)) {
+    return Because(
+        key != nullptr
+            ? fmt::format("{}.pem has another key than before, and this account cannot read {}-key.pem", base, base)
+            : fmt::format("{}-key.pem is not the unencrypted private key of {}.pem; take the two from one "
+                          "place",
+                          base, base));
   }
-  return TlsFiles{*authorities, *certificate, *key};
+  return TlsFiles{*authorities, *certificate, *read};
 }
 
 bool IsPublished(std::string_view certificate_pem) {

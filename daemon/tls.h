@@ -17,9 +17,10 @@ struct TlsFiles {
   std::string key;          // NAME-key.pem
 };
 
-// Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME-key.pem. A key that others can read is refused, a published one excepted;
-// so is one that is not the certificate's.
-tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name);
+// Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME-key.pem, the last one not when there is a `key` to take instead. A key
+// that others can read is refused, a published one excepted; so is one that is not the certificate's.
+tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name,
+                                                 const std::string* key = nullptr);
 
 // Whether the certificate was issued by the authority whose certificates, with their keys, come with the sources.
 bool IsPublished(std::string_view certificate_pem);

@@ -83,6 +83,13 @@ def make_list(authority, *revoked, starts=None, ends=None):
     return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def load(directory, name):
+    with open(os.path.join(directory, f'{name}.pem'), 'rb') as file:
+        certificate = x509.load_pem_x509_certificate(file.read())
+    with open(os.path.join(directory, f'{name}-key.pem'), 'rb') as file:
+        return Identity(certificate, serialization.load_pem_private_key(file.read(), None))
+
+
 def save(directory, name, identity):
     with open(os.path.join(directory, f'{name}.pem'), 'wb') as file:
         file.write(identity.pem())

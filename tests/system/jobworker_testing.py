@@ -126,13 +126,13 @@ class Program:
         with self._news:
             return '\n'.join(self.lines)
 
-    def wait_for_line(self, pattern):
+    def wait_for_line(self, pattern, nth=1):
         with self._news:
-            found = lambda: next((line for line in self.lines if re.search(pattern, line)), None)
+            found = lambda: [line for line in self.lines if re.search(pattern, line)][nth - 1:]
             self._news.wait_for(lambda: found() or self._closed, HANG)
-            if found() is None:
-                raise AssertionError(f'no line {pattern!r} in:\n' + '\n'.join(self.lines))
-            return found()
+            if not found():
+                raise AssertionError(f'no line {pattern!r} number {nth} in:\n' + '\n'.join(self.lines))
+            return found()[0]
 
     def send(self, number):
         self.process.send_signal(number)

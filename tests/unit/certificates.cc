@@ -2,6 +2,7 @@
 
 #include <openssl/ec.h>
 #include <openssl/pem.h>
+#include <openssl/rsa.h>
 #include <openssl/x509v3.h>
 
 #include <cstdio>
@@ -16,7 +17,10 @@ void Demand(bool holds, const char* what) {
   abort();
 }
 
-std::shared_ptr<EVP_PKEY> NewKey() { return {EVP_EC_gen("P-256"), EVP_PKEY_free}; }
+std::shared_ptr<EVP_PKEY> NewKey(int rsa_bits) {
+  EVP_PKEY* const key = rsa_bits == 0 ? EVP_EC_gen("P-256") : EVP_RSA_gen(static_cast<unsigned>(rsa_bits));
+  return {key, EVP_PKEY_free};
+}
 
 // A type that is not one of the MBSTRING ones makes OpenSSL take the bytes unseen.
 void SetSubject(X509* certificate, const std::vector<std::string>& common_names) {
@@ -42,9 +46,9 @@ void AddExtensions(X509* certificate, X509* issuer, const Extensions& extensions
   }
 }
 
-KeyedCertificate Make(const CertificateSpec& spec, const KeyedCertificate* issuer) {
+KeyedCertificate Make(const CertificateSpec& spec, const KeyedCertificate* issuer, int rsa_bits = 0) {
   static long serial = 0;
-  const KeyedCertificate made{{X509_new(), X509_free}, NewKey()};
+  const KeyedCertificate made{{X509_new(), X509_free}, NewKey(rsa_bits)};
   X509* certificate = made.certificate.get();
   X509* authority = issuer != nullptr ? issuer->certificate.get() : certificate;
   X509_set_version(certificate, 2);
@@ -83,7 +87,9 @@ std::string KeyedCertificate::KeyPem(const std::string& passphrase) const {
   return Drain(bio);
 }
 
-KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer) { return Make(spec, &issuer); }
+KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer, int rsa_bits) {
+  return Make(spec, &issuer, rsa_bits);
+}
 
 KeyedCertificate SelfSigned(const CertificateSpec& spec) { return Make(spec, nullptr); }
 
@@ -116,6 +122,13 @@ std::string ListOf(const ListSpec& spec, const KeyedCertificate& issuer) {
   BIO* bio = BIO_new(BIO_s_mem());
   PEM_write_bio_X509_CRL(bio, list.get());
   return Drain(bio);
+}
+
+CertificateSet SetOf(const KeyedCertificate& authority, const KeyedCertificate& worker, const std::string& list) {
+  CertificateSet set{
+      {authority.Pem(), worker.Pem(), worker.KeyPem()}, list, *TrustAnchors::Parse(authority.Pem()), "", false};
+  Demand(list.empty() || set.anchors.AddRevoked(list), "list");
+  return set;
 }
 
 KeyedCertificate Authority(const std::string& name) { return SelfSigned({{name}, kAuthorityExtensions}); }

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/certificates.h"
+
 namespace jobworker::testing {
 
 // OpenSSL's names and text forms, as in x509v3_config(5).
@@ -37,8 +39,8 @@ struct KeyedCertificate {
   [[nodiscard]] std::string KeyPem(const std::string& passphrase = "") const;
 };
 
-// A P-256 key, and a certificate for it by `issuer`, or by itself.
-KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer);
+// A P-256 key, or an RSA one of so many bits, and a certificate for it by `issuer`, or by itself.
+KeyedCertificate Issue(const CertificateSpec& spec, const KeyedCertificate& issuer, int rsa_bits = 0);
 KeyedCertificate SelfSigned(const CertificateSpec& spec);
 KeyedCertificate Authority(const std::string& name);
 
@@ -51,5 +53,8 @@ struct ListSpec {
 };
 // A list of revoked certificates (CRL), as PEM text.
 std::string ListOf(const ListSpec& spec, const KeyedCertificate& issuer);
+
+// What a server is to run on.
+CertificateSet SetOf(const KeyedCertificate& authority, const KeyedCertificate& worker, const std::string& list = "");
 
 }  // namespace jobworker::testing

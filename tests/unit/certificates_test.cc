@@ -25,7 +25,7 @@ class CertificateSets : public ::testing::Test {
     directory_.Write("worker-key.pem", worker.KeyPem(), 0600);
   }
   [[nodiscard]] auto Load(const std::string& host = "127.0.0.1") const {
-    return LoadCertificates(directory_.path(), host);
+    return LoadCertificates({directory_.path(), host});
   }
   void ExpectError(const std::string& part, const std::string& host = "127.0.0.1") const {
     const auto set = Load(host);
@@ -81,6 +81,48 @@ TEST_F(CertificateSets, StayOnLoopbackWhenTheyArePublished) {
   directory_.Write("ca.pem", authority_.Pem() + testing::Contents(SOURCE_DIR "/certs/ca.pem"), 0644);
   ExpectError("refusing to listen on 0.0.0.0 with the published certificates", "0.0.0.0");
   EXPECT_TRUE(Load());
+}
+
+TEST_F(CertificateSets, KeepTheKeyThatCannotBeReadAgain) {
+  const auto first = Load();
+  std::filesystem::remove(In("worker-key.pem"));
+  ExpectError("cannot read " + In("worker-key.pem"));
+  const CertificateSource source{directory_.path(), "127.0.0.1"};
+  directory_.Write("crl.pem", ListOf({{alice_}}, authority_), 0644);
+  const auto next = LoadCertificates(source, {&*first, true, false});
+  ASSERT_TRUE(next) << next.error();
+  EXPECT_EQ(next->files.key, worker_.KeyPem());
+  EXPECT_FALSE(IdentifyUser(alice_.Pem(), {"alice"}, next->anchors, time(nullptr)));
+  Show(Issue({{"worker"}, kServerExtensions}, authority_));
+  const auto other = LoadCertificates(source, {&*first, true, false});
+  ASSERT_FALSE(other);
+  EXPECT_EQ(other.error(),
+            In("worker.pem") + " has another key than before, and this account cannot read " + In("worker-key.pem"));
+}
+
+TEST_F(CertificateSets, KeepTheListThatIsGone) {
+  const CertificateSource source{directory_.path(), "127.0.0.1"};
+  const auto none = Load();
+  directory_.Write("crl.pem", ListOf({{alice_}}, authority_), 0644);
+  const auto first = Load();
+  std::filesystem::remove(In("crl.pem"));
+  const auto kept = LoadCertificates(source, {&*first, false, true});
+  ASSERT_TRUE(kept) << kept.error();
+  EXPECT_TRUE(kept->list_kept);
+  EXPECT_TRUE(kept->HasFilesOf(*first));
+  EXPECT_FALSE(IdentifyUser(alice_.Pem(), {"alice"}, kept->anchors, time(nullptr)));
+  for (const KeptFiles& keep : {KeptFiles{&*first, false, false}, KeptFiles{&*none, false, true}}) {
+    const auto next = LoadCertificates(source, keep);
+    ASSERT_TRUE(next) << next.error();
+    EXPECT_FALSE(next->list_kept);
+    EXPECT_EQ(next->revoked, "");
+    EXPECT_TRUE(IdentifyUser(alice_.Pem(), {"alice"}, next->anchors, time(nullptr)));
+  }
+}
+
+TEST_F(CertificateSets, AKeyThatTlsRefusesIsNamed) {
+  Show(Issue({{"worker"}, kServerExtensions}, authority_, 512));
+  ExpectError(In("worker.pem") + ": TLS does not take a key of that kind or size");
 }
 
 // Never a reason not to start: the jobs' output is waiting to be read.

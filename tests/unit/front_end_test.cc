@@ -78,8 +78,7 @@ class FrontEndTest : public ::testing::Test {
     table_.Reconcile();
     broker_.Next<Hello>();
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", ServerCredentials({authority_.Pem(), worker_.Pem(), worker_.KeyPem()}),
-                             &port_);
+    builder.AddListeningPort("127.0.0.1:0", ServerCredentials(certificates_), &port_);
     rpc_ = std::make_unique<RpcServer>(builder, 2, [this](const auto& call) { service_.Answer(call); });
     std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
     ASSERT_NE(server, nullptr);
@@ -166,7 +165,8 @@ class FrontEndTest : public ::testing::Test {
 
   const KeyedCertificate authority_ = Authority("JobWorker CA");
   const KeyedCertificate worker_ = Issue({{"worker"}, testing::kServerExtensions}, authority_);
-  Gate gate_{*TrustAnchors::Parse(authority_.Pem()), Policy::BuiltIn()};
+  Certificates certificates_{testing::SetOf(authority_, worker_)};
+  Gate gate_{certificates_, Policy::BuiltIn()};
   EventLoop loop_;
   FakeBroker broker_;
   JobTable table_;

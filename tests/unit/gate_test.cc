@@ -20,6 +20,7 @@ using testing::Issue;
 using testing::KeyedCertificate;
 using testing::kServerExtensions;
 using testing::kUserExtensions;
+using testing::SetOf;
 
 struct Answered {
   grpc::Status status;
@@ -32,8 +33,7 @@ class GateTest : public ::testing::Test {
 
   void SetUp() override {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", ServerCredentials({authority_.Pem(), worker_.Pem(), worker_.KeyPem()}),
-                             &port_);
+    builder.AddListeningPort("127.0.0.1:0", ServerCredentials(certificates_), &port_);
     rpc_ = std::make_unique<RpcServer>(builder, 1, [this](const auto& call) { Answer(*call); });
     rpc_->Start(builder.BuildAndStart());
     ASSERT_NE(port_, 0);
@@ -73,7 +73,8 @@ class GateTest : public ::testing::Test {
 
   const KeyedCertificate authority_ = Authority("JobWorker CA");
   const KeyedCertificate worker_ = Issue({{"worker"}, kServerExtensions}, authority_);
-  Gate gate_{*TrustAnchors::Parse(authority_.Pem()), Policy::BuiltIn()};
+  Certificates certificates_{SetOf(authority_, worker_)};
+  Gate gate_{certificates_, Policy::BuiltIn()};
   int port_ = 0;
   std::unique_ptr<RpcServer> rpc_;
 };
@@ -156,6 +157,48 @@ TEST_F(GateTest, NoConnectionWithoutAGoodCertificate) {
     EXPECT_EQ(CallAs(client).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   }
   EXPECT_EQ(Ask(Connect("", "")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(GateTest, GoesByTheSetThatIsInUse) {
+  const KeyedCertificate next_authority = Authority("Next CA");
+  const KeyedCertificate next_worker = Issue({{"worker"}, kServerExtensions}, next_authority);
+  const KeyedCertificate alice = User("alice"), next_alice = Issue({{"alice"}}, next_authority);
+  const auto open = Connect(alice.KeyPem(), alice.Pem());
+  ASSERT_EQ(Ask(open).user, "alice");
+
+  certificates_.Use(SetOf(next_authority, next_worker));
+  const Answered refused = Ask(open);
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_NE(refused.status.error_message().find("local issuer"), std::string::npos) << refused.status.error_message();
+  EXPECT_EQ(CallAs(alice).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  grpc::ChannelArguments own_connection;
+  own_connection.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const auto next = grpc::CreateCustomChannel(
+      "127.0.0.1:" + std::to_string(port_),
+      grpc::SslCredentials({next_authority.Pem(), next_alice.KeyPem(), next_alice.Pem()}), own_connection);
+  EXPECT_EQ(Ask(next).user, "alice");
+
+  certificates_.Use(SetOf(authority_, worker_));
+  EXPECT_EQ(Ask(open).user, "alice") << "nothing was kept from the set between";
+  EXPECT_EQ(CallAs(alice).user, "alice");
+}
+
+TEST_F(GateTest, RefusesWhoIsOnTheListOnTheNextCall) {
+  const KeyedCertificate lost = User("alice");
+  const auto open = Connect(lost.KeyPem(), lost.Pem());
+  ASSERT_EQ(Ask(open).user, "alice");
+  certificates_.Use(SetOf(authority_, worker_, testing::ListOf({{lost}}, authority_)));
+  Answered answer = Ask(open);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(answer.status.error_message(),
+            "no usable identity: the certificate has been revoked; use a certificate that this server's authority made "
+            "for a user");
+  EXPECT_EQ(CallAs(User("alice")).user, "alice");
+
+  certificates_.Use(SetOf(authority_, worker_, testing::ListOf({{lost}, {}, -60, -1}, authority_)));
+  answer = CallAs(User("alice"));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(answer.status.error_message(), "no usable identity: " + std::string(kListNotGood));
 }
 
 // OpenSSL's own client, since gRPC's would not offer what is to be refused.
