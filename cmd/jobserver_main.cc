@@ -285,7 +285,7 @@ tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const
   if (!loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
   uint64_t watchdog_us = 0;
   if (sd_watchdog_enabled(0, &watchdog_us) > 0) link.Watch(std::chrono::microseconds(watchdog_us / 3));
-  Reloader reloader(loop, setup.source, setup.certificates);
+  Reloader reloader(loop, setup.source, setup.certificates, [&] { service.Recheck(rpc.Open()); });
   reloader.Begin();
   if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
   if (!options.metrics.empty()) {

@@ -20,7 +20,7 @@ std::vector<std::string_view> Property(const grpc::AuthContext& context, const s
 }
 
 // Not the peer's identity as gRPC has it: that is the list of SubjectAltNames when there is one.
-tl::expected<std::string, std::string> Identify(const grpc::ServerContextBase& context, const TrustAnchors& anchors) {
+tl::expected<std::string, std::string> UserOf(const grpc::ServerContextBase& context, const TrustAnchors& anchors) {
   const auto authentication = context.auth_context();
   if (authentication == nullptr || !authentication->IsPeerAuthenticated()) {
     return Because("the connection is not authenticated");
@@ -44,38 +44,56 @@ std::string_view VerdictOf(grpc::StatusCode refusal) {
 
 }  // namespace
 
+void Gate::Use(Policy policy) {
+  auto next = std::make_shared<const Policy>(std::move(policy));
+  const std::lock_guard lock(mutex_);
+  policy_.swap(next);
+}
+
+tl::expected<std::string, Gate::Refusal> Gate::Identify(const grpc::ServerContextBase& context) const {
+  auto user = UserOf(context, certificates_.current()->anchors);
+  if (user) return std::move(*user);
+  std::string message = "no usable identity: " + user.error();
+  if (user.error() != kListNotGood) message += "; use a certificate that this server's authority made for a user";
+  return tl::unexpected(Refusal{"-", user.error(), {grpc::StatusCode::UNAUTHENTICATED, message}});
+}
+
+std::optional<Gate::Refusal> Gate::CheckRight(const std::string& user, const MethodRow& row) const {
+  if (policy()->Allows(user, row.method)) return std::nullopt;
+  return Refusal{user,
+                 "not in the policy",
+                 {grpc::StatusCode::PERMISSION_DENIED,
+                  fmt::format("user '{}' may not call {}: the server's policy does not give {} to this user", user,
+                              row.name, row.right)}};
+}
+
 tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, const MethodRow* row) {
   const std::string_view name = row != nullptr ? row->name : "?";
   const std::string peer = context.peer();
-  const auto refuse = [&](std::string_view user, grpc::StatusCode code, std::string_view why, std::string message) {
-    metrics::Call(name, VerdictOf(code));
-    Log("denied", {{"method", name}, {"user", user}, {"peer", peer}, {"reason", why}});
-    return tl::unexpected(grpc::Status(code, std::move(message)));
+  const auto refuse = [&](const Refusal& why) {
+    metrics::Call(name, VerdictOf(why.status.error_code()));
+    Log("denied", {{"method", name}, {"user", why.user}, {"peer", peer}, {"reason", why.reason}});
+    return tl::unexpected(why.status);
   };
-  const auto user = Identify(context, certificates_.current()->anchors);
-  if (!user) {
-    return refuse(
-        "-", grpc::StatusCode::UNAUTHENTICATED, user.error(),
-        fmt::format(
-            "no usable identity: {}{}", user.error(),
-            user.error() == kListNotGood ? "" : "; use a certificate that this server's authority made for a user"));
-  }
+  const auto user = Identify(context);
+  if (!user) return refuse(user.error());
   if (ClaimsRight(context)) {
-    const std::string reason = fmt::format("metadata claims a right, {} such calls so far", ++forged_);
-    return refuse(*user, grpc::StatusCode::PERMISSION_DENIED, reason,
-                  "metadata keys that begin with allow_ are refused: rights come from the certificate alone");
+    return refuse({*user,
+                   fmt::format("metadata claims a right, {} such calls so far", ++forged_),
+                   {grpc::StatusCode::PERMISSION_DENIED,
+                    "metadata keys that begin with allow_ are refused: rights come from the certificate alone"}});
   }
   if (row == nullptr) {
-    return refuse(*user, grpc::StatusCode::UNIMPLEMENTED, "no such method", "this server has no such method");
+    return refuse({*user, "no such method", {grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"}});
   }
-  if (!policy_.Allows(*user, row->method)) {
-    return refuse(*user, grpc::StatusCode::PERMISSION_DENIED, "not in the policy",
-                  fmt::format("user '{}' may not call {}: the server's policy does not give {} to this user", *user,
-                              name, row->right));
-  }
-  metrics::Call(name, "allowed");
+  if (const auto why = CheckRight(*user, *row)) return refuse(*why);
   Log("allowed", {{"method", name}, {"user", *user}, {"peer", peer}});
   return *user;
+}
+
+std::optional<Gate::Refusal> Gate::Recheck(const grpc::ServerContextBase& context, const MethodRow& row) const {
+  const auto user = Identify(context);
+  return user ? CheckRight(*user, row) : user.error();
 }
 
 int64_t Gate::CertificateEndsUs(const grpc::ServerContextBase& context) {

@@ -23,9 +23,10 @@ std::string WhatChanged(const CertificateSet& from, const CertificateSet& to) {
 
 }  // namespace
 
-Reloader::Reloader(EventLoop& loop, CertificateSource source, Certificates& certificates)
+Reloader::Reloader(EventLoop& loop, CertificateSource source, Certificates& certificates, std::function<void()> changed)
     : source_(std::move(source)),
       certificates_(certificates),
+      changed_(std::move(changed)),
       watch_(loop, source_.directory, [this] { CertificatesChanged(); }) {}
 
 void Reloader::Begin() {
@@ -60,6 +61,7 @@ void Reloader::CertificatesChanged() {
   const std::string changed = WhatChanged(*current, *set);
   certificates_.Use(std::move(*set));
   Log("certificates changed", {{"files", changed}});
+  changed_();
 }
 
 }  // namespace jobworker

@@ -39,7 +39,7 @@ void Call::ReadNext() {
   void* tag = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    if (finished_ || cancelled_) return;
+    if (Ends()) return;
     tag = Expect(kRead);
   }
   stream_.Read(&incoming_, tag);
@@ -49,7 +49,8 @@ void Call::Write(const grpc::ByteBuffer& message) {
   void* tag = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    if (finished_ || cancelled_) return;
+    if (Ends()) return;
+    writing_ = true;
     tag = Expect(kWritten);
   }
   stream_.Write(message, tag);
@@ -59,7 +60,8 @@ void Call::WriteAndFinish(const grpc::ByteBuffer& message, const grpc::Status& s
   void* tag = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    if (std::exchange(finished_, true) || cancelled_) return;
+    if (Ends()) return;
+    finished_ = true;
     tag = Expect(kFinished);
   }
   stream_.WriteAndFinish(message, grpc::WriteOptions(), status, tag);
@@ -69,28 +71,59 @@ void Call::Finish(const grpc::Status& status) {
   void* tag = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    if (std::exchange(finished_, true) || cancelled_) return;
+    if (Ends()) return;
+    finished_ = true;
     tag = Expect(kFinished);
   }
   stream_.Finish(status, tag);
 }
 
-std::shared_ptr<CallHandler> Call::Handler() {
-  const std::lock_guard lock(mutex_);
-  return handler_;
+bool Call::Revoke(const grpc::Status& status) {
+  void* tag = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (Ends()) return false;
+    if (writing_) {  // gRPC takes one thing at a time
+      revoked_ = status;
+      return true;
+    }
+    finished_ = true;
+    tag = Expect(kFinished);
+  }
+  stream_.Finish(status, tag);
+  return true;
+}
+
+// What was received after the end is as if it had not been sent.
+void Call::Received(bool ok) {
+  std::shared_ptr<CallHandler> handler;
+  {
+    const std::lock_guard lock(mutex_);
+    handler = handler_;
+    ok = ok && !Ends();
+  }
+  if (handler) handler->OnMessage(ok ? std::optional(incoming_) : std::nullopt);
+}
+
+void Call::Written(bool ok) {
+  std::shared_ptr<CallHandler> handler;
+  std::optional<grpc::Status> revoked;
+  {
+    const std::lock_guard lock(mutex_);
+    handler = handler_;
+    writing_ = false;
+    revoked.swap(revoked_);
+  }
+  if (revoked) return Finish(*revoked);
+  if (handler && ok) handler->OnWritten();  // when it could not be sent, kDone follows
 }
 
 void Call::Happened(Event event, bool ok) {
   std::shared_ptr<Call> last;  // ends this, when nothing else holds it, after the lock
   switch (event) {
     case kAccepted: Accepted(ok); break;
-    case kRead:
-      if (const auto handler = Handler()) handler->OnMessage(ok ? std::optional(incoming_) : std::nullopt);
-      break;
-    case kWritten:
-      // When it could not be sent, kDone follows.
-      if (const auto handler = Handler(); handler && ok) handler->OnWritten();
-      break;
+    case kRead: Received(ok); break;
+    case kWritten: Written(ok); break;
     case kFinished: break;
     case kDone: {
       std::shared_ptr<CallHandler> handler;
@@ -108,7 +141,7 @@ void Call::Happened(Event event, bool ok) {
     const std::lock_guard lock(mutex_);
     if (--expected_ == 0) last = std::move(self_);
   }
-  if (last != nullptr) server_.Ended();
+  if (last != nullptr) server_.Ended(*this);
 }
 
 void Call::Accepted(bool ok) {
@@ -117,6 +150,7 @@ void Call::Accepted(bool ok) {
     --expected_;
     return;
   }
+  server_.Opened(*this);
   server_.Accept(queue_);
   server_.answer_(shared_from_this());
 }
@@ -148,8 +182,22 @@ void RpcServer::Accept(grpc::ServerCompletionQueue& queue) {
   service_.RequestCall(&call->context_, &call->stream_, &queue, &queue, call->Expect(Call::kAccepted));
 }
 
-void RpcServer::Ended() {
+void RpcServer::Opened(Call& call) {
   const std::lock_guard lock(mutex_);
+  open_.insert(&call);
+}
+
+std::vector<std::shared_ptr<Call>> RpcServer::Open() {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<Call>> calls;
+  calls.reserve(open_.size());
+  for (Call* const call : open_) calls.push_back(call->shared_from_this());
+  return calls;
+}
+
+void RpcServer::Ended(Call& call) {
+  const std::lock_guard lock(mutex_);
+  open_.erase(&call);
   if (--calls_ == 0) idle_.notify_all();
 }
 

@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <unordered_set>
 #include <vector>
 
 namespace jobworker {
@@ -50,6 +51,12 @@ class Call : public std::enable_shared_from_this<Call> {
   void WriteAndFinish(const grpc::ByteBuffer& message, const grpc::Status& status = grpc::Status::OK);
   void Finish(const grpc::Status& status);
 
+  // From outside, whatever its handler is doing: nothing more is read or written, and it ends once what is being
+  // written is on its way. A client that does not take that keeps it open until Cancel. False when it was ending by
+  // itself.
+  bool Revoke(const grpc::Status& status);
+  void Cancel() const { context_.TryCancel(); }
+
  private:
   friend class RpcServer;
   enum Event : size_t { kAccepted, kRead, kWritten, kFinished, kDone, kEvents };
@@ -61,7 +68,10 @@ class Call : public std::enable_shared_from_this<Call> {
   void* Expect(Event event);
   void Happened(Event event, bool ok);
   void Accepted(bool ok);
-  std::shared_ptr<CallHandler> Handler();
+  // Nothing more is to be asked of gRPC. With the lock held.
+  [[nodiscard]] bool Ends() const { return finished_ || cancelled_ || revoked_.has_value(); }
+  void Received(bool ok);
+  void Written(bool ok);
 
   RpcServer& server_;
   grpc::ServerCompletionQueue& queue_;
@@ -73,7 +83,8 @@ class Call : public std::enable_shared_from_this<Call> {
   std::mutex mutex_;  // guards the rest
   std::shared_ptr<Call> self_;
   size_t expected_ = 0;  // tags that gRPC has
-  bool finished_ = false, cancelled_ = false;
+  bool finished_ = false, cancelled_ = false, writing_ = false;
+  std::optional<grpc::Status> revoked_;  // while that waits for a write
   std::shared_ptr<CallHandler> handler_;
 };
 
@@ -88,13 +99,16 @@ class RpcServer {
   RpcServer(grpc::ServerBuilder& builder, size_t threads, Answer answer);
   ~RpcServer();
   void Start(std::unique_ptr<grpc::Server> server);
+  // The calls that `answer` was given, or is being given, and that are not over.
+  std::vector<std::shared_ptr<Call>> Open();
   // Ends what is in progress within `grace`, then the threads. Blocks; not from one of them.
   void Shutdown(std::chrono::milliseconds grace);
 
  private:
   friend class Call;
   void Accept(grpc::ServerCompletionQueue& queue);
-  void Ended();
+  void Opened(Call& call);
+  void Ended(Call& call);
   static void Run(grpc::ServerCompletionQueue& queue);
 
   const Answer answer_;
@@ -105,6 +119,7 @@ class RpcServer {
   std::mutex mutex_;  // guards the rest, and Accept against Shutdown
   bool ending_ = false;
   size_t calls_ = 0;  // that gRPC has tags of
+  std::unordered_set<Call*> open_;
   std::condition_variable idle_;
 };
 

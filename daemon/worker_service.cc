@@ -65,6 +65,26 @@ void WorkerService::Answer(const CallPtr& call) {
   }
 }
 
+void WorkerService::Recheck(const std::vector<CallPtr>& calls) {
+  constexpr std::chrono::seconds kTakesIt{2};
+  std::vector<std::weak_ptr<Call>> ended;
+  for (const CallPtr& call : calls) {
+    const MethodRow* const row = FindMethod(call->method());
+    if (row == nullptr) continue;
+    const auto why = gate_.Recheck(call->context(), *row);
+    if (!why || !call->Revoke(why->status)) continue;
+    Log("ended",
+        {{"method", row->name}, {"user", why->user}, {"peer", call->context().peer()}, {"reason", why->reason}});
+    ended.push_back(call);
+  }
+  if (ended.empty()) return;
+  loop_.At(EventLoop::Clock::now() + kTakesIt, [ended = std::move(ended)] {
+    for (const auto& each : ended) {
+      if (const CallPtr call = each.lock()) call->Cancel();
+    }
+  });
+}
+
 void WorkerService::Handle(const CallPtr& call, std::shared_ptr<CallHandler> handler) {
   call->Use(std::move(handler));
   call->ReadNext();

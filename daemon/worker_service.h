@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "daemon/event_loop.h"
 #include "daemon/follower.h"
@@ -27,6 +28,9 @@ class WorkerService {
 
   // Every call of every method: who calls and whether they may, and only then what they say.
   void Answer(const std::shared_ptr<Call>& call);
+  // After the certificates or the policy have changed: ends those calls that would not be let in any more. On the
+  // loop's thread.
+  void Recheck(const std::vector<std::shared_ptr<Call>>& calls);
 
  private:
   using CallPtr = std::shared_ptr<Call>;

@@ -5,9 +5,11 @@ import os
 import socket
 import ssl
 import threading
+from concurrent import futures
 
 import certificates
 import jobworker_testing as testing
+from api_testing import Api
 from certificates import DAY, SERVER, issue, make_authority, make_list, make_server, utc_now
 from jobworker_testing import grpc
 
@@ -241,6 +243,29 @@ class RevokedTest(ChangeTest):
             self.write_list()
             self.wait_for_change('crl.pem', 2)
             self.assertEqual(query()[0], Code.NOT_FOUND)
+
+
+    def test_open_calls_of_who_is_revoked_end_and_no_others(self):
+        lost = self.enterContext(Api(self.site.channel(self.alice)))
+        good = self.enterContext(Api(self.site.channel('alice')))
+        fifo = self.enterContext(contextlib.closing(self.site.fifo()))
+        job = lost.begin_shell('echo begun; read word <"$1"; echo "$word"', fifo.path, want_stdin=True)
+        job.read_until(b'begun\n')
+        other = good.follow(job.id)
+        given = lost.input(job.id)
+        given.put_and_read(data=b'x')
+        waits = self.enterContext(futures.ThreadPoolExecutor()).submit(testing.outcome, lambda: list(lost.wait(job.id)))
+        self.server.wait_for_line('allowed method=JobWait')
+        self.write_list(self.alice)
+        for code, details in (testing.outcome(job.finish), testing.outcome(lambda: list(given.answers)), waits.result()):
+            self.assertEqual(code, Code.UNAUTHENTICATED, details)
+            self.assertIn('the certificate has been revoked', details)
+        given.half_close()
+        for method in ('JobStart', 'JobInput', 'JobWait'):
+            self.server.wait_for_line(rf'ended method={method} user=- peer=\S+ reason="the certificate has been revoked"')
+        fifo.write_line(b'on')
+        self.assertEqual(other.finish().exit_code, 0)
+        self.assertEqual(other.stdout, b'begun\non\n')
 
 
 class KeyOfRootTest(ReloadTest):

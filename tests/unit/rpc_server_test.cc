@@ -73,6 +73,14 @@ class RpcServerTest : public testing::Test {
     return grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port_), grpc::InsecureChannelCredentials(),
                                      own_connection);
   }
+  // To a client that takes 64 KiB at most before it reads: by itself gRPC makes a window as large as the way is fast.
+  [[nodiscard]] std::shared_ptr<grpc::Channel> ConnectSlow() const {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    return grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port_), grpc::InsecureChannelCredentials(),
+                                     arguments);
+  }
   // What is to be done with calls from now on.
   void Do(RpcServer::Answer answer) {
     const std::lock_guard lock(mutex_);
@@ -389,6 +397,81 @@ TEST_F(RpcServerTest, ManyClientsAtOnce) {
   for (std::thread& thread : threads) thread.join();
   rpc_->Shutdown(milliseconds(0));
   EXPECT_EQ(over, kThreads * kCalls);
+}
+
+// --- A call is ended from outside. ---
+
+const grpc::Status kRevoked{grpc::StatusCode::PERMISSION_DENIED, "revoked"};
+
+TEST_F(RpcServerTest, ACallThatWaitsIsRevokedAtOnce) {
+  Keep();
+  RawCall client(Connect(), "/Worker/JobInput");
+  const auto call = Kept();
+  call->ReadNext();
+  EXPECT_TRUE(call->Revoke(kRevoked));
+  EXPECT_FALSE(call->Revoke(grpc::Status::OK));
+  call->Write(ToBuffer(Response("late")));
+  call->Finish(grpc::Status::OK);
+  EXPECT_EQ(client.Read(), std::nullopt);
+  const grpc::Status status = client.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(status.error_message(), "revoked");
+  EXPECT_EQ(recorder_->Log(2), (std::vector<std::string>{"none", "over"}));
+}
+
+TEST_F(RpcServerTest, WhatComesAfterARevocationIsNotHeard) {
+  Keep();
+  RawCall client(ConnectSlow(), "/Worker/JobInput");
+  const auto call = Kept();
+  call->Write(ToBuffer(Response(std::string(3 << 20, 'x'))));  // so that the end has to wait
+  call->ReadNext();
+  EXPECT_TRUE(call->Revoke(kRevoked));
+  EXPECT_TRUE(client.Write(Encoded("7")));
+  EXPECT_EQ(recorder_->Log(1), std::vector<std::string>{"none"});
+  EXPECT_EQ(client.Read()->log().size(), size_t{3} << 20);
+  EXPECT_EQ(client.Read(), std::nullopt);
+  EXPECT_EQ(client.Finish().error_message(), "revoked");
+  EXPECT_EQ(recorder_->Log(2).back(), "over");
+}
+
+TEST_F(RpcServerTest, AClientThatDoesNotTakeItsRevocationIsCancelled) {
+  Keep();
+  RawCall client(ConnectSlow(), "/Worker/JobInput");
+  auto call = Kept();
+  call->Write(ToBuffer(Response(std::string(3 << 20, 'x'))));
+  EXPECT_TRUE(call->Revoke(kRevoked));
+  call->Cancel();
+  EXPECT_EQ(recorder_->Log(1), std::vector<std::string>{"over"});
+  const std::weak_ptr<Call> weak = call;
+  call = nullptr;
+  ExpectGone(weak);
+}
+
+TEST_F(RpcServerTest, ACallThatEndsByItselfIsNotRevoked) {
+  Keep();
+  RawCall client(Connect(), "/Worker/JobStop");
+  const auto call = Kept();
+  call->Finish({grpc::StatusCode::ABORTED, "first"});
+  EXPECT_FALSE(call->Revoke(kRevoked));
+  EXPECT_EQ(client.Finish().error_message(), "first");
+  EXPECT_EQ(recorder_->Log(1), std::vector<std::string>{"over"});
+  EXPECT_FALSE(call->Revoke(kRevoked));
+}
+
+TEST_F(RpcServerTest, KnowsTheCallsThatAreOpen) {
+  EXPECT_TRUE(rpc_->Open().empty());
+  Keep();
+  RawCall first(Connect(), "/Worker/JobStop");
+  const auto call = Kept();
+  Keep();
+  std::optional<RawCall> second(std::in_place, Connect(), "/Worker/JobInput");
+  std::weak_ptr<Call> other = Kept();
+  EXPECT_EQ(rpc_->Open().size(), 2U);
+  second.reset();
+  ExpectGone(other);
+  EXPECT_EQ(rpc_->Open(), std::vector{call});
+  rpc_->Shutdown(milliseconds(0));
+  EXPECT_TRUE(rpc_->Open().empty());
 }
 
 // --- The server ends. ---
