@@ -64,8 +64,6 @@ class ByteIo {
   std::string_view in_;
   std::string out_;
 };
-using ByteWriter = ByteIo;
-using ByteReader = ByteIo;
 
 // Numbers, enums, arrays of them and structs that have Fields, in order.
 void All(auto& io, auto&... fields) {

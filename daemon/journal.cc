@@ -165,7 +165,7 @@ bool Journal::BeginAnew() {
   first_ = end_;
   PunchHole(data_.Get(), punched_, end_);
   // In the place of a request that cannot be read: one that the next front end can.
-  ByteWriter origin;
+  ByteIo origin;
   origin.Bytes(Encode(start_.argv.empty() ? Start{{"unknown", 1}, {}, {"?"}, {}, "", "", 0} : start_), 0);
   const std::string start = origin.Take();
   marks_at_ = MarksAfter(start.size() - sizeof(uint32_t));
@@ -287,7 +287,7 @@ std::optional<Exited> Journal::end() const {
 }
 
 void Journal::SetEnd(const Exited& exited) {
-  ByteWriter writer;
+  ByteIo writer;
   writer.Bytes(Encode(exited), 0);
   const std::string bytes = writer.Take();
   static_assert(kEnd * kWord + 4 + 256 < kJournalStart);

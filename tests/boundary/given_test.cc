@@ -24,7 +24,7 @@ std::string Contents(const UniqueFd& file) {
 
 // What the broker writes into a new job's index: nothing for the front end's header, then the Start after its length.
 std::string IndexOf(const Start& start) {
-  ByteWriter writer;
+  ByteIo writer;
   writer.Bytes(Encode(start), 0);
   return std::string(kJournalStart, '\0') + writer.Take();
 }

@@ -15,7 +15,7 @@ std::string Bytes(std::initializer_list<int> values) {
 }
 
 TEST(ByteIo, NumbersAreLittleEndianAndOfTheirTypesWidth) {
-  ByteWriter writer;
+  ByteIo writer;
   writer.Number(uint8_t{0x01});
   writer.Number(uint16_t{0x0203});
   writer.Number(uint32_t{0x04050607});
@@ -25,10 +25,10 @@ TEST(ByteIo, NumbersAreLittleEndianAndOfTheirTypesWidth) {
 
 TEST(ByteIo, NumbersComeBackAtTheirExtremes) {
   std::array<uint64_t, 3> in{0, 1, std::numeric_limits<uint64_t>::max()}, out{};
-  ByteWriter writer;
+  ByteIo writer;
   All(writer, in);
   const std::string bytes = writer.Take();
-  ByteReader reader(bytes);
+  ByteIo reader(bytes);
   All(reader, out);
   EXPECT_TRUE(reader.Finish());
   EXPECT_EQ(in, out);
@@ -37,7 +37,7 @@ TEST(ByteIo, NumbersComeBackAtTheirExtremes) {
 TEST(ByteIo, EveryShortNumberFails) {
   for (size_t size = 0; size < sizeof(uint64_t); ++size) {
     const std::string bytes(size, 'x');
-    ByteReader reader(bytes);
+    ByteIo reader(bytes);
     uint64_t value = 1;
     reader.Number(value);
     EXPECT_FALSE(reader.Finish()) << size;
@@ -45,7 +45,7 @@ TEST(ByteIo, EveryShortNumberFails) {
 }
 
 TEST(ByteIo, FinishDemandsThatNothingIsLeft) {
-  ByteReader reader("ab");
+  ByteIo reader("ab");
   uint8_t value = 0;
   reader.Number(value);
   EXPECT_FALSE(reader.Finish());
@@ -54,7 +54,7 @@ TEST(ByteIo, FinishDemandsThatNothingIsLeft) {
 }
 
 TEST(ByteIo, AFailedFieldFailsAllThatFollow) {
-  ByteReader reader(std::string_view("\x02\0\0\0abcd", 8));
+  ByteIo reader(std::string_view("\x02\0\0\0abcd", 8));
   std::string text = "before";
   uint8_t value = 7;
   reader.String(text, 1);
@@ -65,7 +65,7 @@ TEST(ByteIo, AFailedFieldFailsAllThatFollow) {
 }
 
 TEST(ByteIo, AFailedCheckFails) {
-  ByteReader reader("");
+  ByteIo reader("");
   reader.Check(true);
   EXPECT_TRUE(reader.Finish());
   reader.Check(false);
@@ -74,7 +74,7 @@ TEST(ByteIo, AFailedCheckFails) {
 }
 
 bool ReadsString(std::string_view bytes, size_t max) {
-  ByteReader reader(bytes);
+  ByteIo reader(bytes);
   std::string text;
   reader.String(text, max);
   return reader.Finish();
@@ -104,7 +104,7 @@ TEST(ByteIo, NulIsRefusedWhereverItStands) {
 TEST(ByteIo, BytesTakeANulAndAreBoundedToo) {
   const std::string three = Bytes({3, 0, 0, 0, 0, 'b', 0});
   for (const size_t max : {2U, 3U}) {
-    ByteReader reader(three);
+    ByteIo reader(three);
     std::string bytes;
     reader.Bytes(bytes, max);
     EXPECT_EQ(reader.Finish(), max == 3);
@@ -113,10 +113,10 @@ TEST(ByteIo, BytesTakeANulAndAreBoundedToo) {
 }
 
 bool ReadsStrings(std::vector<std::string> values, size_t max_count, size_t max_total) {
-  ByteWriter writer;
+  ByteIo writer;
   writer.Strings(values, max_count, max_total);
   const std::string bytes = writer.Take();
-  ByteReader reader(bytes);
+  ByteIo reader(bytes);
   std::vector<std::string> read{"stale"};
   reader.Strings(read, max_count, max_total);
   return reader.Finish() && read == values;
@@ -132,7 +132,7 @@ TEST(ByteIo, ListsAtTheirBoundsAndPastThem) {
 }
 
 TEST(ByteIo, ALyingCountFailsAndTakesNoMemory) {
-  ByteReader reader(std::string_view("\xff\xff\xff\xff\0\0\0\0", 8));
+  ByteIo reader(std::string_view("\xff\xff\xff\xff\0\0\0\0", 8));
   std::vector<std::string> read;
   reader.Strings(read, std::numeric_limits<uint32_t>::max(), 100);
   EXPECT_FALSE(reader.Finish());

@@ -768,7 +768,7 @@ TEST_F(DamagedJournalTest, AStartThatIsTooLong) {
 }
 
 TEST_F(DamagedJournalTest, AStartThatIsAnotherMessage) {
-  ByteWriter writer;
+  ByteIo writer;
   writer.Bytes(Encode(Kill{{"alice", 1}}), 0);
   memory_.PokeBytes(kJournalStart, writer.Take());
   ExpectDamage("the request that made the job");

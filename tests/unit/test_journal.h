@@ -20,7 +20,7 @@ constexpr uint64_t kEmptyHeld = 12 * 1024, kMarkHeld = 32;
 struct JournalMemory {
   JournalMemory() : JournalMemory(Start{{"alice", 1}, {}, {"echo", "hi"}, {"A=b"}}) {}
   explicit JournalMemory(const Start& start) {
-    ByteWriter writer;
+    ByteIo writer;
     writer.Bytes(Encode(start), 0);
     const std::string text = writer.Take();
     marks_at = (kJournalStart + text.size() + kMarkBytes - 1) / kMarkBytes * kMarkBytes;
