@@ -282,10 +282,20 @@ tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const
     jobs.Close();
     shutdown = std::thread([&] { EndServer(std::move(page), rpc, loop); });
   };
-  if (!loop.Watch(signals.Get(), EPOLLIN, end)) return Because("epoll_ctl failed");
+  Reloader reloader(loop, {setup.source, options.policy, options.config}, setup.certificates, setup.gate, jobs,
+                    [&] { service.Recheck(rpc.Open()); });
+  const auto signalled = [&] {
+    signalfd_siginfo info{};
+    if (read(signals.Get(), &info, sizeof(info)) != sizeof(info)) return;
+    if (info.ssi_signo != SIGHUP) return end();
+    if (shutdown.joinable()) return;
+    (void)sd_notify(0, "RELOADING=1");
+    reloader.Reload();
+    (void)sd_notify(0, "READY=1");
+  };
+  if (!loop.Watch(signals.Get(), EPOLLIN, signalled)) return Because("epoll_ctl failed");
   uint64_t watchdog_us = 0;
   if (sd_watchdog_enabled(0, &watchdog_us) > 0) link.Watch(std::chrono::microseconds(watchdog_us / 3));
-  Reloader reloader(loop, setup.source, setup.certificates, [&] { service.Recheck(rpc.Open()); });
   reloader.Begin();
   if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
   if (!options.metrics.empty()) {

@@ -39,6 +39,7 @@ void LogEnd(const JobResult& result) {
 JobTable::JobTable(EventLoop& loop, const JobTableLimits& limits)
     : loop_(loop),
       limits_(limits),
+      stop_grace_(limits.stop_grace),
       deadlines_(loop,
                  [this](const JobKey& key, StopKind kind) {
                    const auto found = jobs_.find(key);
@@ -46,6 +47,17 @@ JobTable::JobTable(EventLoop& loop, const JobTableLimits& limits)
                    DecideStop(key, found->second, {kind, SIGTERM, limits_.stop_grace});
                  }),
       retention_(limits.output) {}
+
+void JobTable::SetLimits(const JobTableLimits& limits) {
+  limits_ = limits;
+  stop_grace_ = limits.stop_grace;
+  retention_.SetLimits(limits.output);
+  for (const auto& [user, jobs] : users_) {
+    ForgetSurplus(user);
+    ResumeJobs(user);
+  }
+  ForgetOld();
+}
 
 JobTable::Service JobTable::service() const {
   if (closed_) return Service::kEnding;

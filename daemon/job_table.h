@@ -1,5 +1,6 @@
 // Every job of every user: ids, states, ends, and who waits for what. It turns the broker's replies into all of that.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -73,6 +74,8 @@ class JobTable : public BrokerEvents {
   using StopCallback = std::function<void(const StopResult&)>;
 
   JobTable(EventLoop& loop, const JobTableLimits& limits);
+  // From now on, also for the jobs that there are.
+  void SetLimits(const JobTableLimits& limits);
 
   // The broker's client, which reports to this table, until Lose. `gone` is told when it has lost its connection.
   using BrokerGone = std::function<void(const std::string& why)>;
@@ -100,7 +103,8 @@ class JobTable : public BrokerEvents {
     std::chrono::milliseconds grace{};
   };
   void StopJob(const JobKey& key, const StopOrder& order, StopCallback done);
-  [[nodiscard]] std::chrono::milliseconds stop_grace() const { return limits_.stop_grace; }
+  // From any thread.
+  [[nodiscard]] std::chrono::milliseconds stop_grace() const { return stop_grace_; }
   // To the main process. Tells what kill(2) would: 0 or an errno, ESRCH once that process has ended.
   using SignalCallback = std::function<void(const tl::expected<int, NoJob>&)>;
   void SignalJob(const JobKey& key, uint8_t number, const SignalCallback& done);
@@ -188,7 +192,8 @@ class JobTable : public BrokerEvents {
   void ForgetOld();
 
   EventLoop& loop_;
-  const JobTableLimits limits_;
+  JobTableLimits limits_;
+  std::atomic<std::chrono::milliseconds> stop_grace_;  // of limits_
   BrokerGone broker_gone_;
   BrokerClient* broker_ = nullptr;  // none while it is away
   bool complete_ = false;           // a broker has told all its jobs, and this server is not ending

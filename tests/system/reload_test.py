@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -281,6 +282,64 @@ class KeyOfRootTest(ReloadTest):
         self.server.wait_for_line('certificates kept reason=".*/worker.pem has another key than before, and this account '
                                   'cannot read .*/worker-key.pem"')
         self.assert_in('alice')
+
+
+class SighupTest(ReloadTest):
+
+    def setUp(self):
+        super().setUp()
+        self.policy = self.site.write('policy', 'alice allow_start allow_stop allow_query\nbob allow_query\n')
+        self.config = self.site.write('config', '[output]\nper-user = 1_048_576\n')
+        self.start_server(f'--policy={self.policy}', f'--config={self.config}')
+        self.api = self.enterContext(Api(self.site.channel(self.alice)))
+
+    def reload(self, line, nth=1):
+        self.server.send(signal.SIGHUP)
+        self.server.wait_for_line(line, nth)
+
+    def test_a_good_policy_and_limits_are_used_and_open_calls_asked_again(self):
+        bob = self.enterContext(Api(self.site.channel('bob')))
+        fifo = self.enterContext(contextlib.closing(self.site.fifo()))
+        job = self.api.begin_shell('echo begun; read word <"$1"', fifo.path)
+        job.read_until(b'begun\n')
+        self.site.write('policy', 'alice allow_start allow_stop\nbob allow_query allow_start\n')
+        self.site.write('config', '[output]\nper-user = 2_097_152\n')
+        query = self.api.follow(job.id)
+        self.reload('^jobserver: reloaded certificates="as before"')
+        code, details = testing.outcome(query.finish)
+        self.assertEqual(code, Code.PERMISSION_DENIED, details)
+        self.assertIn("policy does not give allow_query to this user", details)
+        self.server.wait_for_line('ended method=JobQuery user=alice')
+        self.assertEqual(list(bob.who_am_i().rights), ['allow_start', 'allow_query'])
+        self.assertEqual(bob.who_am_i().output_limit, 2_097_152)
+        fifo.write_line()
+        self.assertEqual(job.finish().exit_code, 0, 'who may start may follow what that began')
+
+    def test_one_bad_file_keeps_all_of_the_old(self):
+        self.site.write('policy', 'alice allow_everything\n')
+        self.site.write('config', '[output]\nper-user = 2_097_152\n')
+        self.reload(f"reload refused reason=\"policy file {self.policy}: line 1: 'allow_everything' is not a right")
+        self.assertEqual(self.api.who_am_i().output_limit, 1_048_576)
+        self.site.write('policy', 'bob allow_query\n')
+        self.site.write('config', 'per-user = 1\n')
+        self.reload(f'reload refused reason="configuration file {self.config}: line 1: there is no key per-user')
+        self.assertEqual(len(self.api.who_am_i().rights), 3)
+        self.site.write('config', '')
+        self.site.write('policy', 'alice\n', mode=0o666)
+        self.reload(f'reload refused reason="{self.policy} can be written by others')
+        self.assertEqual(len(self.api.who_am_i().rights), 3)
+        os.chmod(self.policy, 0o644)
+        self.reload('^jobserver: reloaded ')
+        self.assertEqual(list(self.api.who_am_i().rights), [])
+
+    def test_a_list_that_is_gone_is_gone_after_a_reload(self):
+        self.write_list(self.alice)
+        self.server.wait_for_line('certificates changed files=crl.pem')
+        self.assert_kept_out(self.alice, 'revoked')
+        os.unlink(f'{self.site.certs}/crl.pem')
+        self.reload('^jobserver: reloaded certificates=crl.pem')
+        code, details = self.probe(self.alice)
+        self.assertEqual(code, Code.NOT_FOUND, details)
 
 
 if __name__ == '__main__':
