@@ -52,8 +52,7 @@ std::string ReadControl(const UniqueFd& file) {
   for (ssize_t n; (n = pread(file.Get(), part, sizeof(part), static_cast<off_t>(text.size()))) > 0;) {
     text.append(part, static_cast<size_t>(n));
   }
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return c == '\n' || c == '='; }, ' ');
+  for (char& c : text) c = c == '\n' || c == '=' ? ' ' : c;
   return text;
 }
 std::string ReadControl(int directory, const char* file) { return ReadControl(OpenAt(directory, file)); }

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <deque>
@@ -21,7 +22,6 @@
 namespace jobworker {
 namespace {
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
-constexpr int kSpareDescriptors = 32;
 constexpr size_t kMostStoredNames = 130'000;  // they come in one string of the environment: at most 128 KiB
 
 // What PIDFD_GET_INFO (Linux 6.15) gives of a process that somebody has reaped.
@@ -51,9 +51,7 @@ struct Heartbeat {
 };
 
 uint64_t NowUs() {
-  timespec now{};
-  (void)clock_gettime(CLOCK_REALTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
+  return static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch() / std::chrono::microseconds(1));
 }
 
 class Server {
@@ -217,9 +215,7 @@ class Server {
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
       stage = Stage::kLimits;
-      // The kernel gives out the lowest free number. What a start leaves free is for killing jobs and for visitors.
-      errno = EMFILE;
-      OrThrow(max_descriptors_ - kSpareDescriptors - record.cgroup.Get(), "descriptors");
+      Keep(record.cgroup, first_kept_);
       record.job.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
       for (size_t i = 0; i < kLimitCount; ++i) record.job.limits[i] = std::min(record.job.limits[i], owner.applied[i]);
       record.child = Spawn(owner, start, record.cgroup.Get(), stage);
@@ -229,6 +225,7 @@ class Server {
     }
     JobEntry& job = Add(std::move(record));
     Watch(job.second.child.status.Get(), EPOLLIN, [this, &job](uint32_t) { ExecDone(job); });
+    Watch(job.second.child.pidfd.Get(), EPOLLIN | EPOLLONESHOT, [&job](uint32_t) { CloseEnds(job.second.child); });
   }
 
   void Answer(const Signal& signal) {
@@ -269,10 +266,16 @@ class Server {
     jobs_.erase(forget.key);
   }
 
+  static void CloseEnds(Child& child) {
+    for (int& end : child.ends) UniqueFd(std::exchange(end, -1)).Reset();
+  }
+
   void ExecDone(JobEntry& job) {
     Record& record = job.second;
     const ssize_t size = read(record.child.status.Get(), &record.failure, sizeof(record.failure));
     if (size < 0) return;  // EAGAIN or EINTR: epoll tells again
+    CloseEnds(record.child);
+    if (size != 0 && record.failure.error == 0) return;
     Unwatch(record.child.status);
     WatchEnd(job, EPOLLIN);
     if (size != 0) return;
@@ -375,7 +378,7 @@ class Server {
   const UniqueFd epoll_{OrThrow(epoll_create1(EPOLL_CLOEXEC), "epoll_create1")};
   std::map<int, Handler> handlers_;
   UniqueFd peer_;
-  const int max_descriptors_ = static_cast<int>(sysconf(_SC_OPEN_MAX));
+  const int first_kept_ = std::min(epoll_.Get() + 256, static_cast<int>(sysconf(_SC_OPEN_MAX)) / 3);
   bool running_ = true, greeted_ = false, blocked_ = false;
   Jobs jobs_;
   std::deque<std::pair<std::string, std::shared_ptr<JobDescriptors>>> outgoing_;

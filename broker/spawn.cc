@@ -1,6 +1,5 @@
 #include "broker/spawn.h"
 
-#include <fcntl.h>
 #include <grp.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
@@ -11,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <climits>
 #include <csignal>
 
@@ -26,16 +26,17 @@ struct Plan {
   std::vector<char*> argv, envp;
   cap_t no_capabilities;
   sock_fprog filter;
-  int in, out, err, status;
+  std::array<int, 4> ends;  // stdin, stdout, stderr, status
 };
 
 // Its read and its write end. Non-blocking ours alone, which is the first or the second: a job does not expect EAGAIN.
 // The pipe is root's; a job that opens /dev/stderr or /dev/stdin anew needs the right to.
-std::array<UniqueFd, 2> MakePipe(size_t ours = 0) {
+std::array<UniqueFd, 2> MakePipe(int leaf, size_t ours = 0) {
   int ends[2];
   OrThrow(pipe2(ends, O_CLOEXEC), "pipe2");
   std::array<UniqueFd, 2> pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
   OrThrow(fcntl(ends[ours], F_SETFL, O_NONBLOCK) | fchmod(ends[0], ours == 0 ? 0622 : 0644), "set up a pipe");
+  Keep(pipe[ours], leaf);
   return pipe;
 }
 
@@ -58,14 +59,18 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   return pointers;
 }
 
+// Up to the first close_range the table of descriptors is the broker's, and nothing may be changed in it. Then it is
+// our own, up to `status`, the highest of ours; what other children are given is closed in it at once.
 bool SetUpSession(const Plan& plan) {
   for (int number = 1; number < NSIG; ++number) (void)signal(number, SIG_DFL);
-  const sigset_t none{};
+  const sigset_t no_signals{};
   umask(077);
-  const auto status = static_cast<unsigned>(plan.status);
-  return setsid() >= 0 && sigprocmask(SIG_SETMASK, &none, nullptr) == 0 && dup2(plan.in, 0) == 0 &&
-         dup2(plan.out, 1) == 1 && dup2(plan.err, 2) == 2 && (status == 3 || close_range(3, status - 1, 0) == 0) &&
-         close_range(status + 1, ~0U, 0) == 0;
+  const auto [in, out, err, status] = plan.ends;
+  const auto highest = static_cast<unsigned>(status);
+  const ChildFailure none{};
+  return setsid() >= 0 && sigprocmask(SIG_SETMASK, &no_signals, nullptr) == 0 &&
+         close_range(highest + 1, ~0U, CLOSE_RANGE_UNSHARE) == 0 && dup2(in, 0) == 0 && dup2(out, 1) == 1 &&
+         dup2(err, 2) == 2 && close_range(3, highest - 1, 0) == 0 && write(status, &none, sizeof(none)) > 0;
 }
 
 bool SetUpResources(uint64_t pids) {
@@ -119,8 +124,8 @@ void Exec(const Plan& plan) {
   if (ready) stage = Stage::kDirectory, ready = chdir(user.directory.c_str()) == 0 && chdir(plan.directory) == 0;
   if (ready) stage = Stage::kFilter, ready = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &plan.filter) == 0;
   if (ready) stage = Stage::kExec, Exec(plan);
-  const ChildFailure failure{stage, errno};
-  (void)!write(plan.status, &failure, sizeof(failure));
+  const ChildFailure failure{stage, errno != 0 ? errno : EPERM};
+  (void)!write(plan.ends[3], &failure, sizeof(failure));
   _exit(127);
 }
 }  // namespace
@@ -155,15 +160,18 @@ std::vector<std::string> ExecCandidates(const std::string& command, const std::v
 
 Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   stage = Stage::kPipe;
-  auto [out, child_out] = MakePipe();
-  auto [err, child_err] = MakePipe();
-  auto [status, child_status] = MakePipe();
-  std::array<UniqueFd, 2> in;
-  if (start.want_stdin != 0) in = MakePipe(1);
-  if (start.want_stdin == 0) in[0].Reset(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null"));
+  auto [out, child_out] = MakePipe(leaf);
+  auto [err, child_err] = MakePipe(leaf);
+  auto [status, child_status] = MakePipe(leaf);
+  std::array in = {UniqueFd(OrThrow(open("/dev/null", O_RDONLY | O_CLOEXEC), "open /dev/null")), UniqueFd()};
+  if (start.want_stdin != 0) in = MakePipe(leaf, 1);
   ByteIo origin;
   origin.Bytes(Encode(start), 0);
   JobDescriptors given{std::move(out), std::move(err), MakeMemory(""), MakeMemory(origin.Take()), std::move(in[1])};
+  for (const size_t journal : {kJournalData, kJournalIndex}) Keep(given[journal], leaf);
+  const auto descriptors = std::make_shared<JobDescriptors>(std::move(given));
+  Keep(child_status, std::max({in[0].Get(), child_out.Get(), child_err.Get()}));
+  UniqueFd pidfd(OrThrow(fcntl(leaf, F_DUPFD_CLOEXEC, leaf), "descriptors"));  // for its number
   static const cap_t no_capabilities = cap_init();
   static std::vector<sock_filter> filter = NamespaceFilter();
   const std::vector<std::string> environment = JobEnvironment(user, start);
@@ -175,18 +183,17 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
                   Pointers(environment),
                   no_capabilities,
                   {static_cast<uint16_t>(filter.size()), filter.data()},
-                  in[0].Get(),
-                  child_out.Get(),
-                  child_err.Get(),
-                  child_status.Get()};
-  int pidfd = -1;
+                  {in[0].Get(), child_out.Get(), child_err.Get(), child_status.Get()}};
+  int low_pidfd = -1;
   clone_args arguments{};
-  arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP;
-  arguments.pidfd = reinterpret_cast<uintptr_t>(&pidfd);
+  arguments.flags = CLONE_PIDFD | CLONE_INTO_CGROUP | CLONE_FILES;
+  arguments.pidfd = reinterpret_cast<uintptr_t>(&low_pidfd);
   arguments.exit_signal = SIGCHLD;
   arguments.cgroup = static_cast<unsigned>(leaf);
   stage = Stage::kClone;
   if (OrThrow(static_cast<int>(syscall(SYS_clone3, &arguments, sizeof(arguments))), "clone3") == 0) RunChild(plan);
-  return {UniqueFd(pidfd), std::make_shared<JobDescriptors>(std::move(given)), std::move(status)};
+  for (UniqueFd* end : {&in[0], &child_out, &child_err, &child_status}) (void)end->Release();
+  (void)dup3(UniqueFd(low_pidfd).Get(), pidfd.Get(), O_CLOEXEC);
+  return {std::move(pidfd), descriptors, std::move(status), plan.ends};
 }
 }  // namespace jobworker

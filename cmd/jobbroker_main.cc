@@ -56,9 +56,8 @@ Options ParseOptions(int argc, char** argv, char** environment) {
   if (deployed == (options.fd >= 3 && options.fd < INT32_MAX) || !warn_or_refuse) Die(kUsage);
   // Some systems mount cgroup v2 beside v1.
   const bool beside = access("/sys/fs/cgroup/unified", F_OK) == 0;
-  if (options.cgroup_root.empty()) {
-    options.cgroup_root = beside ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker";
-  }
+  const char* const root = beside ? "/sys/fs/cgroup/unified/jobworker" : "/sys/fs/cgroup/jobworker";
+  if (options.cgroup_root.empty()) options.cgroup_root = root;
   return options;
 }
 

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <ctime>
 #include <fstream>
 
@@ -237,6 +238,45 @@ TEST_F(Given, AJobThatIsStillStartingIsReplayedAsSuch) {
   EXPECT_EQ(front().Await<Failed>(Alice(3)).stage, Stage::kExec);
   Reconnect();
   EXPECT_TRUE(front().starting().empty());
+}
+
+// Frozen at their birth, they have the broker's table of descriptors, in which others come and go.
+TEST_F(Given, JobsThatStartLateHaveTheirOwnDescriptors) {
+  constexpr uint64_t kEnd = 40;
+  const auto told = [](const JobKey& key) { return key.user + std::to_string(key.id); };
+  const auto says = [&](const JobKey& key) {
+    Start start = Shell(key, "cat; echo " + told(key) + " >&2; echo /proc/self/fd/*");
+    start.want_stdin = 1;
+    return start;
+  };
+  std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '1';
+  for (uint64_t id = 2; id < kEnd; ++id) front().Send(says(Alice(id)));
+  const auto check = [&](const JobKey& key, std::vector<UniqueFd> descriptors) {
+    Write(descriptors.at(kStdin), told(key) + "\n");
+    descriptors[kStdin].Reset();
+    // The last one is the directory, which the shell reads.
+    EXPECT_EQ(ReadAll(descriptors[kStdout].Get()),
+              told(key) + "\n/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3\n");
+    EXPECT_EQ(ReadAll(descriptors[kStderr].Get()), told(key) + "\n");
+    EXPECT_EQ(Finish(key).value, 0);
+  };
+  for (uint64_t id = 2; id < kEnd; ++id) check({"carl", id}, Begin(says({"carl", id})));
+  std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '0';
+  for (uint64_t id = 2; id < kEnd; ++id) {
+    std::vector<UniqueFd> descriptors;
+    (void)front().Await<Started>(Alice(id), &descriptors);
+    check(Alice(id), std::move(descriptors));
+  }
+}
+
+TEST_F(Given, AJobThatIsKilledBeforeItHasItsOwnDescriptorsEnds) {
+  std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '1';
+  for (uint64_t id = 2; id < 6; ++id) front().Send(StartOf(Alice(id), {"true"}));
+  for (uint64_t id = 2; id < 6; ++id) {
+    front().Send(Kill{Alice(id)});
+    EXPECT_EQ(Finish(Alice(id)).value, SIGKILL);
+  }
+  std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '0';
 }
 
 // So that a front end can keep its user's newest job, whose id the next front end goes on from.

@@ -40,6 +40,14 @@ class Lifecycle : public testing::TestWithParam<Mode> {
     broker_pid_ = broker_.broker().pid();
     ASSERT_GT(broker_pid_, 0);
   }
+  // One that has the broker's table of descriptors as long as it lives.
+  void StartFrozen() {
+    std::ofstream(broker_.cgroup() / "bob" / "cgroup.freeze") << '1';
+    front_->Send(Start{{"bob", 1}, {}, {"true"}, {}});
+    front_->Send(Ping{});
+    (void)front_->Await<Pong>();
+    jobs_.push_back(ProcessesIn(broker_.cgroup() / "bob" / "1").at(0));
+  }
   void ExpectNothingLeft() {
     EXPECT_FALSE(fs::exists(broker_.cgroup()));
     EXPECT_FALSE(fs::exists(broker_.socket()));
@@ -56,6 +64,7 @@ class Lifecycle : public testing::TestWithParam<Mode> {
 
 TEST_P(Lifecycle, ASignalThatAsksForItEndsAll) {
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
+    StartFrozen();
     broker_.broker().Signal(number);
     EXPECT_EQ(broker_.broker().Wait(), 0) << broker_.Log();
     EXPECT_TRUE(front_->AwaitClose());
@@ -67,6 +76,7 @@ TEST_P(Lifecycle, ASignalThatAsksForItEndsAll) {
 }
 
 TEST_P(Lifecycle, AKilledBrokerIsClearedAwayByItsGuardian) {
+  StartFrozen();
   const UniqueFd guardian = OpenPid(broker_.FindGuardian());
   kill(broker_pid_, SIGKILL);
   EXPECT_EQ(broker_.broker().Wait(), 128 + SIGKILL);
@@ -77,6 +87,7 @@ TEST_P(Lifecycle, AKilledBrokerIsClearedAwayByItsGuardian) {
 }
 
 TEST_P(Lifecycle, AKilledGuardianIsNoticedByItsBroker) {
+  StartFrozen();
   kill(broker_.FindGuardian(), SIGKILL);
   EXPECT_EQ(broker_.broker().Wait(), 0);
   EXPECT_TRUE(front_->AwaitClose());
