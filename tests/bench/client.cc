@@ -24,7 +24,7 @@ constexpr const char* kUsage =
     "client TARGET CERTS stop COMMAND                  milliseconds of a stop, once the job has said something\n"
     "client TARGET CERTS idle COMMAND                  follows a job that says nothing until it is stopped\n"
     "client TARGET CERTS crowd JOBS FOLLOWERS COMMAND  of each job; says 0 once all follow, and at the end MB per "
-    "second\n"
+    "second, and bytes that came and that were missed\n"
     "client TARGET CERTS delay COMMAND                 `bare ticks`: milliseconds from each write to here\n";
 
 using Stub = Worker::Stub;
@@ -153,7 +153,7 @@ void Crowd(Stub& stub, int jobs, int followers, const std::string& command) {
     }
   }
   size_t left = readers.size(), waiting = readers.size();
-  uint64_t bytes = 0;
+  uint64_t bytes = 0, missed = 0;
   Clock::time_point begin;
   void* tag = nullptr;
   for (bool ok = false; left > 0 && queue.Next(&tag, &ok);) {
@@ -168,6 +168,7 @@ void Crowd(Stub& stub, int jobs, int followers, const std::string& command) {
       if (reader.state == Reader::kReading) {
         if (bytes == 0 && !reader.response.log().empty()) begin = Clock::now();
         bytes += reader.response.log().size();
+        missed += reader.response.dropped();
         if (std::exchange(reader.first, false) && --waiting == 0) {
           Print(0);
           (void)fflush(stdout);
@@ -178,6 +179,7 @@ void Crowd(Stub& stub, int jobs, int followers, const std::string& command) {
     }
   }
   Print(static_cast<double>(bytes) / MillisecondsSince(begin) / 1000);
+  (void)printf("%lu\n%lu\n", bytes, missed);
 }
 
 void Delay(Stub& stub, const std::string& command) {
