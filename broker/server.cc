@@ -21,7 +21,7 @@
 
 namespace jobworker {
 namespace {
-constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
+constexpr int kSoPassRights = 83;             // SO_PASSRIGHTS, Linux 6.16
 constexpr size_t kMostStoredNames = 130'000;  // they come in one string of the environment: at most 128 KiB
 
 // What PIDFD_GET_INFO (Linux 6.15) gives of a process that somebody has reaped.
@@ -59,7 +59,7 @@ class Server {
   Server(Users& users, uint8_t missing, const Store& store, UniqueFd listener, uid_t peer_uid)
       : users_(users), missing_(missing), store_(store), listener_(std::move(listener)), peer_uid_(peer_uid) {}
 
-  void Run(StoredJobs jobs, UniqueFd peer, std::initializer_list<int> ends) {
+  void Run(StoredJobs&& jobs, UniqueFd peer, std::initializer_list<int> ends) {
     struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");

@@ -87,6 +87,7 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
     return refuse({*user, "no such method", {grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"}});
   }
   if (const auto why = CheckRight(*user, *row)) return refuse(*why);
+  metrics::Call(name, "allowed");
   Log("allowed", {{"method", name}, {"user", *user}, {"peer", peer}});
   return *user;
 }

@@ -111,6 +111,7 @@ bool RemoveLeaf(int user_directory, uint64_t id) {
 }
 
 Limits ApplyLimits(int leaf, const Limits& limits, uint8_t, dev_t) {
+  jobs.back().leaf = leaf;  // the broker has given it a number out of the children's way
   const User& user = *OfLeaf(leaf).user;
   for (size_t i = 0; i < kLimitCount; ++i) {
     Hold(limits[i] <= user.ceiling[i] || limits[i] == user.job[i], "a limit is above the ceiling");

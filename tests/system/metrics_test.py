@@ -65,9 +65,10 @@ class MetricsTest(testing.SiteTest):
         self.assertEqual(more('jobserver_calls_total{method="JobStart",verdict="denied"}'), 1)
 
     def test_the_lag_is_that_of_the_slowest_follower(self):
-        client, fifo = self.site.client(), self.site.fifo()
-        job = client.shell('head -c 8000000 /dev/zero; echo written >"$1"; read line <"$1"', fifo.path)
-        self.assertEqual(fifo.read_line(), b'written')
+        client, told, fifo = self.site.client(), self.site.fifo(), self.site.fifo()
+        job = client.shell('head -c 8000000 /dev/zero; echo written >"$1"; read line <"$2"', told.path, fifo.path)
+        self.assertEqual(told.read_line(), b'written')
+        told.close()
         self.assertGreater(self.values()['jobserver_follower_lag_bytes'], 0)
         self.assertGreater(self.values()['jobserver_held_bytes'], 8000000)
         fifo.write_line()
