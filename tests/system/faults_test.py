@@ -385,6 +385,8 @@ class DamageTest(FaultsTest):
         # Forgotten like any other, when newer ones have ended.
         for _ in range(4):
             self.assertFalse(self.run_job(self.new_job(10, 10)))
+        # Its answer comes from the broker, after what the last end made it forget.
+        self.worker.WhoAmI(self.messages.WhoAmIRequest(), timeout=testing.HANG)
         memories = [link for link in self.site.descriptors(self.site.broker_pid()).values() if link.startswith(JOURNAL)]
         self.assertEqual(len(memories), 4 * 2)
 
