@@ -25,6 +25,7 @@ constexpr const char* kUsage =
     "client TARGET CERTS idle COMMAND                  follows a job that says nothing until it is stopped\n"
     "client TARGET CERTS crowd JOBS FOLLOWERS COMMAND  of each job; says 0 once all follow, and at the end MB per "
     "second, and bytes that came and that were missed\n"
+    "client TARGET CERTS list JOBS                     milliseconds of the first page, and of all pages, of so many\n"
     "client TARGET CERTS delay COMMAND                 `bare ticks`: milliseconds from each write to here\n";
 
 using Stub = Worker::Stub;
@@ -200,6 +201,23 @@ void Delay(Stub& stub, const std::string& command) {
   Require(stream->Finish().ok(), "job");
 }
 
+// Pages of the size that a client gets who asks for none.
+void List(Stub& stub, int jobs) {
+  JobListRequest request;
+  JobListResponse response;
+  int seen = 0;
+  const auto begin = Clock::now();
+  do {
+    grpc::ClientContext context;
+    Require(stub.JobList(&context, request, &response).ok(), "list");
+    if (seen == 0) Print(MillisecondsSince(begin));
+    seen += response.jobs_size();
+    request.set_page_token(response.next_page_token());
+  } while (!request.page_token().empty());
+  Print(MillisecondsSince(begin));
+  Require(seen == jobs, "as many jobs as there are");
+}
+
 int Main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   if (words.size() < 4) {
@@ -218,6 +236,7 @@ int Main(int argc, char** argv) {
   if (verb == "stop") Stop(*stub, command);
   if (verb == "idle") RunJob(*stub, command);
   if (verb == "crowd") Crowd(*stub, count, atoi(words[4].c_str()), command);
+  if (verb == "list") List(*stub, count);
   if (verb == "delay") Delay(*stub, command);
   return 0;
 }
