@@ -11,7 +11,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +30,7 @@
 #include "daemon/files.h"
 #include "daemon/gate.h"
 #include "daemon/job_table.h"
+#include "daemon/listen_address.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
 #include "daemon/reload.h"
@@ -89,20 +89,6 @@ void AddOptions(CLI::App& app, Options& options) {
       ->check(CLI::IsMember({"refuse", "warn"}));
 }
 
-// ADDR:PORT or [ADDR]:PORT. gRPC takes it as it is; the host is looked at for the published certificates.
-tl::expected<std::string, std::string> ListenHost(const std::string& listen) {
-  const size_t colon = listen.rfind(':');
-  const auto bad = [&] { return Because(fmt::format("--listen: '{}' is not ADDR:PORT or [ADDR]:PORT", listen)); };
-  if (colon == std::string::npos || colon == 0) return bad();
-  unsigned port = 0;
-  const auto [end, code] = std::from_chars(listen.data() + colon + 1, listen.data() + listen.size(), port);
-  if (code != std::errc() || end != listen.data() + listen.size() || port > 65535) return bad();
-  std::string host = listen.substr(0, colon);
-  const bool bracketed = host.front() == '[' && host.back() == ']';
-  if (!bracketed && host.find(':') != std::string::npos) return bad();
-  return bracketed ? host.substr(1, host.size() - 2) : host;
-}
-
 std::string BesideThisProgram(const char* name) {
   char path[4096];
   const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
@@ -151,7 +137,7 @@ std::optional<Account> AccountToBecome(const Options& options) {
 struct Setup {
   explicit Setup(const Options& given)
       : options(given),
-        source{given.certs, OrDie(ListenHost(given.listen))},
+        source{given.certs, OrDie(ListenHost("--listen", given.listen))},
         certificates(OrDie(LoadCertificates(source))),
         gate(certificates, given.policy.empty() ? Policy::BuiltIn() : OrDie(Policy::Load(given.policy))),
         limits(given.config.empty() ? JobTableLimits{} : OrDie(LoadConfig(given.config))) {}

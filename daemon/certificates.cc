@@ -3,9 +3,6 @@
 #include <fmt/format.h>
 #include <grpc/grpc.h>
 #include <grpc/grpc_security.h>
-#include <openssl/err.h>
-#include <openssl/pem.h>
-#include <openssl/ssl.h>
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -17,23 +14,6 @@
 namespace jobworker {
 
 namespace {
-
-// gRPC goes on with the set that it has when it cannot use the next one, and then the gate would go by another one.
-bool TlsTakes(const TlsFiles& files) {
-  const auto borrow = [](const std::string& text) {
-    return std::unique_ptr<BIO, decltype(&BIO_free)>(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())),
-                                                     &BIO_free);
-  };
-  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_server_method()), &SSL_CTX_free);
-  const std::unique_ptr<X509, decltype(&X509_free)> certificate(
-      PEM_read_bio_X509(borrow(files.certificate).get(), nullptr, nullptr, nullptr), &X509_free);
-  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(
-      PEM_read_bio_PrivateKey(borrow(files.key).get(), nullptr, nullptr, nullptr), &EVP_PKEY_free);
-  const bool takes = context && certificate && key && SSL_CTX_use_certificate(context.get(), certificate.get()) == 1 &&
-                     SSL_CTX_use_PrivateKey(context.get(), key.get()) == 1;
-  ERR_clear_error();
-  return takes;
-}
 
 // A link that leads nowhere is there: taking it for no list would let those in who are on it.
 bool IsThere(const std::string& path) {
@@ -97,6 +77,7 @@ tl::expected<CertificateSet, std::string> LoadCertificates(const CertificateSour
   auto files = LoadTlsFiles(directory, "worker", kept.key ? &kept.of->files.key : nullptr);
   if (!files) return Because(files.error());
   if (const auto may = CheckListenHost(source.host, *files); !may) return Because(may.error());
+  // gRPC goes on with the set that it has when it cannot use the next one, and then the gate would go by another one.
   if (!TlsTakes(*files)) {
     return Because(fmt::format("{}/worker.pem: TLS does not take a key of that kind or size", directory));
   }

@@ -1,6 +1,5 @@
 #include "daemon/metrics.h"
 
-#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <prometheus/counter.h>
 #include <prometheus/exposer.h>
@@ -8,11 +7,11 @@
 #include <prometheus/registry.h>
 
 #include <cctype>
-#include <charconv>
 #include <map>
 #include <utility>
 
 #include "daemon/because.h"
+#include "daemon/listen_address.h"
 
 namespace jobworker {
 
@@ -83,27 +82,12 @@ struct CensusPage : prometheus::Collectable {
   const MetricsPage::Count count;
 };
 
-// Everybody on this machine may read it, and nobody else.
-bool IsLoopback(const std::string& host) {
-  in6_addr six{};
-  in_addr four{};
-  if (inet_pton(AF_INET, host.c_str(), &four) == 1) return (ntohl(four.s_addr) >> 24) == 127;
-  return inet_pton(AF_INET6, host.c_str(), &six) == 1 && IN6_IS_ADDR_LOOPBACK(&six);
-}
-
 tl::expected<void, std::string> Check(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  const auto bad = [&](const char* what) { return Because(fmt::format("--metrics: '{}' {}", address, what)); };
-  if (colon == std::string::npos) return bad("is not ADDR:PORT or [ADDR]:PORT");
-  unsigned port = 0;
-  const auto [end, code] = std::from_chars(address.data() + colon + 1, address.data() + address.size(), port);
-  if (code != std::errc() || end != address.data() + address.size() || port > 65535) {
-    return bad("has no port from 0 to 65535");
-  }
-  std::string host = address.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  if (!IsLoopback(host)) return bad("is not a loopback address (127.0.0.1 or [::1]): it asks nobody for a certificate");
-  return {};
+  const auto host = ListenHost("--metrics", address);
+  if (!host) return Because(host.error());
+  if (IsLoopback(*host) && *host != "localhost") return {};
+  return Because(fmt::format(
+      "--metrics: '{}' is not a loopback address (127.0.0.1 or [::1]): it asks nobody for a certificate", address));
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 #include "daemon/tls.h"
 
-#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
+#include <openssl/ssl.h>
 #include <openssl/x509.h>
 
 #include <cstdlib>
@@ -12,6 +12,7 @@
 
 #include "daemon/because.h"
 #include "daemon/files.h"
+#include "daemon/listen_address.h"
 #include "published_authority.h"
 
 namespace jobworker {
@@ -32,11 +33,16 @@ Certificate ReadCertificate(BIO* bio) {
 
 Certificate Parse(std::string_view pem) { return ReadCertificate(Borrow(pem).get()); }
 
-bool IsKeyOf(X509* certificate, std::string_view key_pem) {
+using Key = std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)>;
+
+Key ParseKey(std::string_view pem) {
   // Without a callback of ours OpenSSL would ask the terminal for an encrypted key's passphrase.
   pem_password_cb* const refuse = [](char*, int, int, void*) { return -1; };
-  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(
-      PEM_read_bio_PrivateKey(Borrow(key_pem).get(), nullptr, refuse, nullptr), &EVP_PKEY_free);
+  return {PEM_read_bio_PrivateKey(Borrow(pem).get(), nullptr, refuse, nullptr), &EVP_PKEY_free};
+}
+
+bool IsKeyOf(X509* certificate, std::string_view key_pem) {
+  const Key key = ParseKey(key_pem);
   const bool fits = key && X509_check_private_key(certificate, key.get()) == 1;
   ERR_clear_error();
   return fits;
@@ -55,14 +61,6 @@ bool TrustsPublished(std::string_view authorities_pem) {
     if (HasPublishedKey(authority.get())) return true;
   }
   return false;
-}
-
-bool IsLoopback(const std::string& host) {
-  in_addr v4{};
-  in6_addr v6{};
-  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return (ntohl(v4.s_addr) >> 24) == 127;
-  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6) != 0;
-  return host == "localhost";
 }
 
 }  // namespace
@@ -98,11 +96,21 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
   return TlsFiles{*authorities, *certificate, *read};
 }
 
+bool TlsTakes(const TlsFiles& files) {
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_server_method()), &SSL_CTX_free);
+  const Certificate certificate = Parse(files.certificate);
+  const Key key = ParseKey(files.key);
+  const bool takes = context && certificate && key && SSL_CTX_use_certificate(context.get(), certificate.get()) == 1 &&
+                     SSL_CTX_use_PrivateKey(context.get(), key.get()) == 1;
+  ERR_clear_error();
+  return takes;
+}
+
 bool IsPublished(std::string_view certificate_pem) {
   const Certificate authority = Parse(kPublishedAuthority);
   const Certificate certificate = Parse(certificate_pem);
   // BoringSSL of this age has no X509_get0_pubkey.
-  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(X509_get_pubkey(authority.get()), &EVP_PKEY_free);
+  const Key key(X509_get_pubkey(authority.get()), &EVP_PKEY_free);
   const bool issued = key && certificate && X509_verify(certificate.get(), key.get()) == 1;
   ERR_clear_error();
   return issued;

@@ -22,6 +22,9 @@ struct TlsFiles {
 tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, const std::string& name,
                                                  const std::string* key = nullptr);
 
+// Whether the TLS library uses a certificate and key of that kind and size as a server's.
+bool TlsTakes(const TlsFiles& files);
+
 // Whether the certificate was issued by the authority whose certificates, with their keys, come with the sources.
 bool IsPublished(std::string_view certificate_pem);
 
