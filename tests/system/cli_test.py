@@ -425,8 +425,7 @@ class JobsTest(CliTest):
         self.assertRegex(self.text('stop', '--grace', '1h', job), 'SIGTERM')
 
     def test_a_halted_job_times_out_all_the_same(self):
-        job = self.detach('--timeout', '1s', 'sleep', '1000')
-        self.cli('signal', 'STOP', job)
+        job = self.detach('--timeout', '1s', 'sh', '-c', 'kill -STOP $$; exit 3')
         self.cli('wait', job, status=124)
 
     def test_a_stop_says_how_it_is_to_be_done(self):
