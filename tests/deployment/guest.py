@@ -178,6 +178,30 @@ def _():
     wait_serving()
 
 
+def logged(unit, words):
+    return words in run("journalctl", "-u", unit, "-o", "cat", "--no-pager").stdout
+
+
+@check("reload-takes-a-good-policy-and-refuses-a-bad-one")
+def _():
+    pid, before = show("jobworker.service", "MainPID"), read("/etc/jobworker/policy")
+    with open("/etc/jobworker/policy", "a") as policy:
+        policy.write("carl allow_everything\n")
+    systemctl("reload", "jobworker")
+    wait_for("the bad policy is refused", lambda: logged("jobworker", "reload refused"))
+    assert worker("alice", "start", "echo", "hi").stdout == "hi\n"
+    with open("/etc/jobworker/policy", "w") as policy:
+        policy.write(before.replace("carl\n", "carl allow_start\n"))
+    systemctl("reload", "jobworker")
+    wait_for("carl may start", lambda: worker("carl", "start", "true", ok=False).returncode == 0)
+    with open("/etc/jobworker/policy", "w") as policy:
+        policy.write(before)
+    systemctl("reload", "jobworker")
+    wait_for("carl may not any more", lambda: worker("carl", "start", "true", ok=False).returncode == 125)
+    assert show("jobworker.service", "MainPID") == pid
+    assert show("jobworker.service", "ActiveState") == "active"
+
+
 @check("wrong-uid-cannot-reach-the-broker")
 def _():
     attempt = ("import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.settimeout(20); "
@@ -477,6 +501,22 @@ def _():
     systemctl("stop", *UNITS)
     nothing_left()
     start_all()
+
+
+@check("a-revoked-client-is-refused-and-its-streams-end")
+def _():
+    pid = show("jobworker.service", "MainPID")
+    words = ["ip", "netns", "exec", "client", "jobworker", "-u", "bob", "-h", SERVER, "--certs", "/root/bob"]
+    following = subprocess.Popen([*words, "start", "sh", "-c", "echo begun; exec sleep 1000"], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True)
+    assert following.stdout.readline() == "begun\n"
+    run("jobworker-certs", "/etc/jobworker/ca", "--revoke", "bob", "--install")
+    _, err = following.communicate(timeout=120)
+    assert following.returncode == 125, err
+    contains(err, "revoked")
+    contains(worker("bob", "start", "true", ok=False).stderr, "revoked")
+    assert worker("alice", "start", "echo", "hi").stdout == "hi\n"
+    assert show("jobworker.service", "MainPID") == pid
 
 
 @check("before-reboot")
