@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
 
+#include <algorithm>
 #include <system_error>
 
 namespace jobworker {
@@ -71,7 +72,8 @@ void EventLoop::Cancel(const Timer& timer) {
 void EventLoop::ArmTimer() {
   itimerspec spec{};
   if (!timers_.empty()) {
-    const auto since = timers_.begin()->first.first.time_since_epoch();
+    // To the kernel a time before boot is an error, and 0 is no time at all.
+    const auto since = std::max(timers_.begin()->first.first.time_since_epoch(), Clock::duration(1));
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since);
     spec.it_value.tv_sec = seconds.count();
     spec.it_value.tv_nsec = std::chrono::duration_cast<std::chrono::nanoseconds>(since - seconds).count();

@@ -44,6 +44,15 @@ TEST_F(TimersTest, AnEarlierOneIsNotKeptByALaterOne) {
   EXPECT_EQ(rung_, "a");
 }
 
+TEST_F(TimersTest, OneFromBeforeTheClockBeganRings) {
+  for (const auto when : {EventLoop::Clock::time_point(), EventLoop::Clock::time_point(-1ns),
+                          EventLoop::Clock::time_point(-1h), EventLoop::Clock::time_point::min()}) {
+    rung_.clear();
+    loop_.At(when, [this] { rung_ += 'a'; });
+    RunUntilRung('a');
+  }
+}
+
 TEST_F(TimersTest, ACancelledOneDoesNotRing) {
   const auto first = At(1ms, 'x');
   At(2ms, 'a');
