@@ -54,6 +54,14 @@ Checked CheckRange(std::string_view field, uint64_t value, uint64_t least, uint6
   return Because(fmt::format("{}: {} is not from {} to {}", field, value, least, most));
 }
 
+// Of milliseconds; `words` says the bounds in units that people use.
+Checked CheckTime(std::string_view field, uint64_t value, uint64_t least, uint64_t most, std::string_view words) {
+  if (const auto good = CheckRange(field, value, least, most); !good) {
+    return Because(fmt::format("{} ms, {}", good.error(), words));
+  }
+  return {};
+}
+
 // To the broker, 0 is the user's default.
 Checked ReadLimits(const ResourceLimits& request, Limits& limits) {
   limits = {request.cpu_milli(),
@@ -109,7 +117,7 @@ Checked ReadLease(const WorkerStartRequest& request, JobNote& note) {
                                   : Checked();
   }
   note.set_lease_ms(request.has_lease_ms() ? request.lease_ms() : kDefaultLeaseMs);
-  return CheckRange("lease_ms", note.lease_ms(), kMinLeaseMs, kMaxLeaseMs);
+  return CheckTime("lease_ms", note.lease_ms(), kMinLeaseMs, kMaxLeaseMs, "which is a second to a day");
 }
 
 Checked ReadNote(const WorkerStartRequest& request, JobNote& note) {
@@ -121,7 +129,8 @@ Checked ReadNote(const WorkerStartRequest& request, JobNote& note) {
   if (const auto good = CheckLabels(request.labels()); !good) return good;
   *note.mutable_labels() = request.labels();
   if (request.has_timeout_ms()) {
-    if (const auto good = CheckRange("timeout_ms", request.timeout_ms(), 1, kMaxTimeoutMs); !good) return good;
+    const auto good = CheckTime("timeout_ms", request.timeout_ms(), 1, kMaxTimeoutMs, "which is 365 days");
+    if (!good) return good;
     note.set_timeout_ms(request.timeout_ms());
   }
   return ReadLease(request, note);
@@ -191,8 +200,8 @@ tl::expected<JobTable::StopOrder, std::string> ReadStopRequest(const WorkerPIDRe
   if (request.signal() < 0 || request.signal() > 64) {
     return Because(fmt::format("signal: {} is none; from 1 to 64, or 0 for SIGTERM", request.signal()));
   }
-  if (request.grace_ms() > kMaxGraceMs) {
-    return Because(fmt::format("grace_ms: {} is more than an hour ({})", request.grace_ms(), kMaxGraceMs));
+  if (const auto good = CheckTime("grace_ms", request.grace_ms(), 0, kMaxGraceMs, "which is an hour"); !good) {
+    return Because(good.error());
   }
   JobTable::StopOrder order;
   order.signal = static_cast<uint8_t>(request.now() ? 0 : request.signal() == 0 ? SIGTERM : request.signal());
