@@ -116,7 +116,8 @@ class Table {
     const size_t room = width_ > begin.size() + 14 ? width_ - begin.size() - 14 : rest.size();
     const std::string padded = fmt::format("{:<13} ", state);
     const bool coloured = colour_ && *colour != '\0';
-    text_ += begin + (coloured ? colour + padded + "\x1b[0m" : padded) + rest.substr(0, room) + "\n";
+    text_ += begin + (coloured ? colour + padded + "\x1b[0m" : padded);
+    text_.append(Clip(rest, room)) += '\n';
   }
   const bool colour_;
   size_t width_ = 0;

@@ -6,19 +6,54 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <cwchar>
+#include <cwctype>
 
 namespace jobworker {
 
+namespace {
+
+// The first character, in the locale's encoding.
+struct Character {
+  explicit Character(std::string_view text) {
+    wchar_t code = 0;
+    mbstate_t state{};
+    const size_t decoded = mbrtowc(&code, text.data(), text.size(), &state);
+    // A NUL, or no character at all, is a byte that is not shown.
+    if (decoded == 0 || decoded > text.size() || iswprint(static_cast<wint_t>(code)) == 0) return;
+    size = decoded;
+    columns = wcwidth(code);
+  }
+  size_t size = 1;
+  int columns = 0;
+};
+
+}  // namespace
+
 std::string Escape(std::string_view text) {
   std::string out;
-  for (const char c : text) {
-    if (c >= 0x20 && c < 0x7f) {
-      out += c;
+  while (!text.empty()) {
+    const Character next(text);
+    if (next.columns > 0) {
+      out += text.substr(0, next.size);
     } else {
-      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+      for (const char c : text.substr(0, next.size)) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
     }
+    text.remove_prefix(next.size);
   }
   return out;
+}
+
+std::string_view Clip(std::string_view text, size_t columns) {
+  size_t end = 0;
+  while (end < text.size()) {
+    const Character next(text.substr(end));
+    const auto wide = static_cast<size_t>(next.columns);
+    if (wide > columns) break;
+    columns -= wide;
+    end += next.size;
+  }
+  return text.substr(0, end);
 }
 
 void Say(std::string_view line) {

@@ -5,9 +5,12 @@
 
 namespace jobworker {
 
-// Control characters, DEL and everything outside ASCII as \xNN, so that text from the network cannot drive a
-// terminal or forge a second line.
+// All but the characters that a terminal of this locale (setlocale(3), LC_CTYPE) shows as such, as \xNN: text from the
+// network cannot drive a terminal, forge a second line, or turn the order of what is read.
 std::string Escape(std::string_view text);
+
+// As much of what Escape gave as that many columns have room for.
+std::string_view Clip(std::string_view text, size_t columns);
 
 // "jobworker: LINE" to stderr, escaped.
 void Say(std::string_view line);

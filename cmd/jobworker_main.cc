@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <clocale>
 #include <cstdlib>
 #include <filesystem>
 #include <utility>
@@ -57,4 +58,7 @@ int Main(int argc, const char* const* argv) {
 }  // namespace
 }  // namespace jobworker
 
-int main(int argc, char** argv) { return jobworker::Main(argc, argv); }
+int main(int argc, char** argv) {
+  (void)setlocale(LC_CTYPE, "");  // what the terminal shows: see Escape()
+  return jobworker::Main(argc, argv);
+}

@@ -357,6 +357,16 @@ class JobsTest(CliTest):
         self.assertEqual([job['state'] for job in told.values()], ['ended', 'ended', 'ended', 'running'])
         self.cli('stop', running)
 
+    def test_what_the_terminal_can_show_is_shown(self):
+        job = self.ended('--label', 'set=grün', '--', 'true', 'für \u202edich', '日本')
+        for locale, words, label in (('C.UTF-8', r"true 'für \xe2\x80\xaedich' '日本'", '{set=grün}'),
+                                     ('C', r"true 'f\xc3\xbcr \xe2\x80\xaedich' '\xe6", r'{set=gr\xc3\xbcn}')):
+            listed = self.text('list', '--label', 'set=grün', environment=[('LC_ALL', locale)])
+            self.assertIn(words, listed)
+            self.assertIn(label, listed)
+            self.assertIn(words, self.text('status', job, environment=[('LC_ALL', locale)]))
+        self.assertEqual(self.json('list', '--label', 'set=grün')[0]['argv'], ['true', 'für \u202edich', '日本'])
+
     def test_a_list_is_as_short_as_is_asked_for(self):
         jobs = [self.ended('--label', f'short={number}', '--label', 'all=x', 'true') for number in range(3)]
         live = self.detach('--label', 'all=x', 'sleep', '1000')

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <clocale>
 #include <csignal>
 #include <thread>
 
@@ -115,6 +116,47 @@ TEST(WriteFully, ReportsWhatFailed) {
 TEST(Text, Escape) {
   EXPECT_EQ(Escape("plain ~"), "plain ~");
   EXPECT_EQ(Escape("\x1b[2J\n\x7f\xc2\x9b"), "\\x1b[2J\\x0a\\x7f\\xc2\\x9b");
+}
+
+// setlocale(3) is the program's, so a test puts it back.
+struct InLocale {
+  explicit InLocale(const char* name) { EXPECT_NE(setlocale(LC_CTYPE, name), nullptr); }
+  ~InLocale() { (void)setlocale(LC_CTYPE, "C"); }
+};
+
+TEST(Text, EscapeLeavesWhatATerminalOfTheLocaleShows) {
+  EXPECT_EQ(Escape("\u00fc"), "\\xc3\\xbc");
+  const InLocale utf8("C.UTF-8");
+  for (const char* shown : {"gr\u00fc\u00dfe \u2026", "\u65e5\u672c", "\U0001f600"}) EXPECT_EQ(Escape(shown), shown);
+  // C1 control characters, cut short, too long, a surrogate, beyond Unicode, and what turns or hides the text behind
+  // it.
+  for (const auto& [text, escaped] :
+       std::initializer_list<std::pair<const char*, const char*>>{{"\x1b[2J\n\x7f", R"(\x1b[2J\x0a\x7f)"},
+                                                                  {"\u009b2J", R"(\xc2\x9b2J)"},
+                                                                  {"a\xc3", R"(a\xc3)"},
+                                                                  {"\xc3(", R"(\xc3()"},
+                                                                  {"\xc0\x9b", R"(\xc0\x9b)"},
+                                                                  {"\xed\xa0\x80", R"(\xed\xa0\x80)"},
+                                                                  {"\xf4\x90\x80\x80", R"(\xf4\x90\x80\x80)"},
+                                                                  {"\u202eevil", R"(\xe2\x80\xaeevil)"},
+                                                                  {"\u2066", R"(\xe2\x81\xa6)"},
+                                                                  {"a\u200bb", R"(a\xe2\x80\x8bb)"},
+                                                                  {"\u2028", R"(\xe2\x80\xa8)"}}) {
+    EXPECT_EQ(Escape(text), escaped);
+  }
+  EXPECT_EQ(Escape(std::string_view("a\0b", 3)), R"(a\x00b)");
+}
+
+TEST(Text, ClipCountsColumnsAndCutsNoCharacter) {
+  EXPECT_EQ(Clip("abc", 3), "abc");
+  EXPECT_EQ(Clip("abc", 2), "ab");
+  EXPECT_EQ(Clip("abc", 0), "");
+  const InLocale utf8("C.UTF-8");
+  EXPECT_EQ(Clip("\u00fc\u00fcx", 3), "\u00fc\u00fcx");
+  EXPECT_EQ(Clip("\u00fc\u00fcx", 2), "\u00fc\u00fc");
+  // Two columns each.
+  EXPECT_EQ(Clip("\u65e5\u672c", 3), "\u65e5");
+  EXPECT_EQ(Clip("\u65e5\u672c", 4), "\u65e5\u672c");
 }
 
 TEST(Text, QuoteWord) {
