@@ -33,6 +33,7 @@
 #include "daemon/listen_address.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
+#include "daemon/open_calls.h"
 #include "daemon/reload.h"
 #include "daemon/rpc_server.h"
 #include "daemon/tls.h"
@@ -249,11 +250,13 @@ tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const
     link.Meet(options.broker_socket);
     while (!tried) loop.RunOnce();
   }
-  WorkerService service(setup.gate, loop, jobs, options.reflection);
+  OpenCalls open_calls(loop, setup.gate);
+  WorkerService service(setup.gate, open_calls, loop, jobs, options.reflection);
   int port = 0;
   grpc::ServerBuilder builder;
   const size_t threads = std::clamp(std::thread::hardware_concurrency() / 2, 1U, 8U);
   RpcServer rpc(builder, threads, [&service](const std::shared_ptr<Call>& call) { service.Answer(call); });
+  open_calls.Of(rpc);
   if (!Listen(setup, builder, rpc, port)) {
     return Because(
         fmt::format("cannot listen on {}: the port is in use, or the address is not this machine's; --listen "
@@ -269,7 +272,7 @@ tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const
     shutdown = std::thread([&] { EndServer(std::move(page), rpc, loop); });
   };
   Reloader reloader(loop, {setup.source, options.policy, options.config}, setup.certificates, setup.gate, jobs,
-                    [&] { service.Recheck(rpc.Open()); });
+                    [&] { open_calls.Recheck(); });
   const auto signalled = [&] {
     signalfd_siginfo info{};
     if (read(signals.Get(), &info, sizeof(info)) != sizeof(info)) return;

@@ -2,9 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <ctime>
-
 #include "daemon/because.h"
+#include "daemon/clock.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
 
@@ -20,14 +19,16 @@ std::vector<std::string_view> Property(const grpc::AuthContext& context, const s
 }
 
 // Not the peer's identity as gRPC has it: that is the list of SubjectAltNames when there is one.
-tl::expected<std::string, std::string> UserOf(const grpc::ServerContextBase& context, const TrustAnchors& anchors) {
+tl::expected<Identity, std::string> CallerOf(const grpc::ServerContextBase& context, const TrustAnchors& anchors) {
   const auto authentication = context.auth_context();
   if (authentication == nullptr || !authentication->IsPeerAuthenticated()) {
     return Because("the connection is not authenticated");
   }
   const auto leaf = Property(*authentication, "x509_pem_cert");
   if (leaf.size() != 1) return Because("there is no client certificate");
-  return IdentifyUser(leaf[0], Property(*authentication, "x509_common_name"), anchors, time(nullptr));
+  // Not time(2), which may be a tick behind the clock that timers go by: OpenCalls asks in the very second.
+  const auto now = static_cast<time_t>(NowUs() / 1'000'000);
+  return IdentifyUser(leaf[0], Property(*authentication, "x509_common_name"), anchors, now);
 }
 
 bool ClaimsRight(const grpc::ServerContextBase& context) {
@@ -50,12 +51,12 @@ void Gate::Use(Policy policy) {
   policy_.swap(next);
 }
 
-tl::expected<std::string, Gate::Refusal> Gate::Identify(const grpc::ServerContextBase& context) const {
-  auto user = UserOf(context, certificates_.current()->anchors);
-  if (user) return std::move(*user);
-  std::string message = "no usable identity: " + user.error();
-  if (user.error() != kListNotGood) message += "; use a certificate that this server's authority made for a user";
-  return tl::unexpected(Refusal{"-", user.error(), {grpc::StatusCode::UNAUTHENTICATED, message}});
+tl::expected<Identity, Gate::Refusal> Gate::Identify(const grpc::ServerContextBase& context) const {
+  auto caller = CallerOf(context, certificates_.current()->anchors);
+  if (caller) return std::move(*caller);
+  std::string message = "no usable identity: " + caller.error();
+  if (caller.error() != kListNotGood) message += "; use a certificate that this server's authority made for a user";
+  return tl::unexpected(Refusal{"-", caller.error(), {grpc::StatusCode::UNAUTHENTICATED, message}});
 }
 
 std::optional<Gate::Refusal> Gate::CheckRight(const std::string& user, const MethodRow& row) const {
@@ -67,7 +68,7 @@ std::optional<Gate::Refusal> Gate::CheckRight(const std::string& user, const Met
                               row.name, row.right)}};
 }
 
-tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, const MethodRow* row) {
+tl::expected<Identity, grpc::Status> Gate::Admit(const grpc::ServerContextBase& context, const MethodRow* row) {
   const std::string_view name = row != nullptr ? row->name : "?";
   const std::string peer = context.peer();
   const auto refuse = [&](const Refusal& why) {
@@ -75,26 +76,30 @@ tl::expected<std::string, grpc::Status> Gate::Admit(const grpc::ServerContextBas
     Log("denied", {{"method", name}, {"user", why.user}, {"peer", peer}, {"reason", why.reason}});
     return tl::unexpected(why.status);
   };
-  const auto user = Identify(context);
-  if (!user) return refuse(user.error());
+  auto caller = Identify(context);
+  if (!caller) return refuse(caller.error());
+  const std::string& user = caller->user;
   if (ClaimsRight(context)) {
-    return refuse({*user,
+    return refuse({user,
                    fmt::format("metadata claims a right, {} such calls so far", ++forged_),
                    {grpc::StatusCode::PERMISSION_DENIED,
                     "metadata keys that begin with allow_ are refused: rights come from the certificate alone"}});
   }
   if (row == nullptr) {
-    return refuse({*user, "no such method", {grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"}});
+    return refuse({user, "no such method", {grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"}});
   }
-  if (const auto why = CheckRight(*user, *row)) return refuse(*why);
+  if (const auto why = CheckRight(user, *row)) return refuse(*why);
   metrics::Call(name, "allowed");
-  Log("allowed", {{"method", name}, {"user", *user}, {"peer", peer}});
-  return *user;
+  Log("allowed", {{"method", name}, {"user", user}, {"peer", peer}});
+  return std::move(*caller);
 }
 
-std::optional<Gate::Refusal> Gate::Recheck(const grpc::ServerContextBase& context, const MethodRow& row) const {
-  const auto user = Identify(context);
-  return user ? CheckRight(*user, row) : user.error();
+tl::expected<Identity, Gate::Refusal> Gate::Recheck(const grpc::ServerContextBase& context,
+                                                    const MethodRow& row) const {
+  auto caller = Identify(context);
+  if (!caller) return caller;
+  if (auto why = CheckRight(caller->user, row)) return tl::unexpected(std::move(*why));
+  return caller;
 }
 
 int64_t Gate::CertificateEndsUs(const grpc::ServerContextBase& context) {

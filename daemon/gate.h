@@ -22,16 +22,17 @@ class Gate {
       : certificates_(certificates), policy_(std::make_shared<const Policy>(std::move(policy))) {}
   void Use(Policy policy);
 
-  // The calling user's name, or the status to end the call with: UNAUTHENTICATED without a usable identity,
-  // UNIMPLEMENTED without a row, PERMISSION_DENIED without the row's right or with metadata that claims one. Every
-  // decision is logged with its reason. From any thread.
-  tl::expected<std::string, grpc::Status> Admit(const grpc::ServerContextBase& context, const MethodRow* row);
-  // Of a call that was let in, after what is in use has changed: why it would not be now.
+  // Who calls, or the status to end the call with: UNAUTHENTICATED without a usable identity, UNIMPLEMENTED without a
+  // row, PERMISSION_DENIED without the row's right or with metadata that claims one. Every decision is logged with its
+  // reason. From any thread.
+  tl::expected<Identity, grpc::Status> Admit(const grpc::ServerContextBase& context, const MethodRow* row);
+  // Of a call that was let in: who calls, or why it would not be let in now.
   struct Refusal {
     std::string user, reason;  // for the log
     grpc::Status status;
   };
-  [[nodiscard]] std::optional<Refusal> Recheck(const grpc::ServerContextBase& context, const MethodRow& row) const;
+  [[nodiscard]] tl::expected<Identity, Refusal> Recheck(const grpc::ServerContextBase& context,
+                                                        const MethodRow& row) const;
 
   [[nodiscard]] std::vector<std::string_view> RightsOf(std::string_view user) const { return policy()->RightsOf(user); }
   // When the caller's certificate ends, UTC, microseconds since 1970; 0 without one.
@@ -45,7 +46,7 @@ class Gate {
     const std::lock_guard lock(mutex_);
     return policy_;
   }
-  [[nodiscard]] tl::expected<std::string, Refusal> Identify(const grpc::ServerContextBase& context) const;
+  [[nodiscard]] tl::expected<Identity, Refusal> Identify(const grpc::ServerContextBase& context) const;
   [[nodiscard]] std::optional<Refusal> CheckRight(const std::string& user, const MethodRow& row) const;
 
   const Certificates& certificates_;

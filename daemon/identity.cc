@@ -107,18 +107,18 @@ tl::expected<Validity, std::string> Verify(X509* leaf, const TrustAnchors& ancho
 
 }  // namespace
 
-std::optional<std::string> KnownCertificates::Find(std::string_view pem, time_t now) const {
+std::optional<Identity> KnownCertificates::Find(std::string_view pem, time_t now) const {
   const std::lock_guard lock(mutex_);
   const auto found = known_.find(pem);
   if (found == known_.end() || !found->second.validity.Has(now)) return std::nullopt;
-  return found->second.user;
+  return found->second;
 }
 
-void KnownCertificates::Keep(std::string_view pem, Known known) {
+void KnownCertificates::Keep(std::string_view pem, Identity identity) {
   if (pem.size() > kMaxPemBytes) return;
   const std::lock_guard lock(mutex_);
   if (known_.size() >= kMost) known_.clear();
-  known_.insert_or_assign(std::string(pem), std::move(known));
+  known_.insert_or_assign(std::string(pem), std::move(identity));
 }
 
 size_t KnownCertificates::size() const {
@@ -180,25 +180,26 @@ std::string TrustAnchors::ListProblem(time_t now) const {
   return "";
 }
 
-tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
-                                                    const std::vector<std::string_view>& common_names,
-                                                    const TrustAnchors& anchors, time_t now) {
+tl::expected<Identity, std::string> IdentifyUser(std::string_view leaf_pem,
+                                                 const std::vector<std::string_view>& common_names,
+                                                 const TrustAnchors& anchors, time_t now) {
   const ClearErrors clear;
   if (leaf_pem.empty()) return Because("there is no client certificate");
   const auto ambiguous = [&](const std::string& name) { return common_names.size() != 1 || common_names[0] != name; };
-  if (const auto known = anchors.known().Find(leaf_pem, now); known && !ambiguous(*known)) return *known;
+  if (const auto known = anchors.known().Find(leaf_pem, now); known && !ambiguous(known->user)) return *known;
   const Certificate leaf(PEM_read_bio_X509(Borrow(leaf_pem).get(), nullptr, nullptr, nullptr));
   if (!leaf) return Because("the certificate cannot be read");
-  auto name = OnlyCommonName(leaf.get());
-  if (!name) return name;
+  const auto name = OnlyCommonName(leaf.get());
+  if (!name) return Because(name.error());
   if (ambiguous(*name)) return Because("the common name is ambiguous");
   if (!IsUserName(*name)) return Because("the common name is not a user name ([a-z_][a-z0-9_-]{0,31})");
   if (X509_check_ca(leaf.get()) != 0) return Because("it is an authority's certificate");
   if (!IsForClients(leaf.get())) return Because("the certificate is not for client authentication");
   const auto verified = Verify(leaf.get(), anchors, now);
   if (!verified) return Because(verified.error());
-  anchors.known().Keep(leaf_pem, {*name, *verified});
-  return name;
+  Identity identity{*name, *verified};
+  anchors.known().Keep(leaf_pem, identity);
+  return identity;
 }
 
 time_t CertificateEnd(std::string_view leaf_pem) {

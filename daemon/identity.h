@@ -24,22 +24,23 @@ struct Validity {
   }
 };
 
-// Certificates that have passed every check, each with the time in which none of these would turn out otherwise. A call
-// would spend more on them than on all else. Any thread may use it.
+// Whose certificate has passed every check, and the time in which none of these would turn out otherwise.
+struct Identity {
+  std::string user;
+  Validity validity;
+};
+
+// Certificates that have passed every check: a call would spend more on them than on all else. Any thread may use it.
 class KnownCertificates {
  public:
   static constexpr size_t kMost = 256, kMaxPemBytes = 16 * 1024;
-  struct Known {
-    std::string user;
-    Validity validity;
-  };
-  [[nodiscard]] std::optional<std::string> Find(std::string_view pem, time_t now) const;
-  void Keep(std::string_view pem, Known known);
+  [[nodiscard]] std::optional<Identity> Find(std::string_view pem, time_t now) const;
+  void Keep(std::string_view pem, Identity identity);
   [[nodiscard]] size_t size() const;
 
  private:
   mutable std::mutex mutex_;  // guards the rest
-  std::map<std::string, Known, std::less<>> known_;
+  std::map<std::string, Identity, std::less<>> known_;
 };
 
 // The certificate authorities in ca.pem, what they have revoked, and which certificates of theirs are known. Once it is
@@ -72,14 +73,14 @@ inline constexpr std::string_view kListNotGood =
     "the server's list of revoked certificates (crl.pem) has run out, or is not valid yet; its operator has to make a "
     "new one: jobworker-certs DIR --crl --install";
 
-// The user that `leaf_pem` names, or why it names none. The certificate must have exactly one CN, the one that the TLS
-// library reported (`common_names`), of the form of a user's name; must not be a CA's; must be for client
+// Whom `leaf_pem` names, good at `now`, or why it names nobody. The certificate must have exactly one CN, the one that
+// the TLS library reported (`common_names`), of the form of a user's name; must not be a CA's; must be for client
 // authentication; must be issued by one of the anchors itself; must be valid at `now`; and must not be revoked. To be
 // asked on every call: a resumed TLS session proves only that the certificate was good once. SubjectAltNames are not
 // looked at.
-tl::expected<std::string, std::string> IdentifyUser(std::string_view leaf_pem,
-                                                    const std::vector<std::string_view>& common_names,
-                                                    const TrustAnchors& anchors, time_t now);
+tl::expected<Identity, std::string> IdentifyUser(std::string_view leaf_pem,
+                                                 const std::vector<std::string_view>& common_names,
+                                                 const TrustAnchors& anchors, time_t now);
 
 // When it ends; 0 when it cannot be read.
 time_t CertificateEnd(std::string_view leaf_pem);

@@ -38,51 +38,39 @@ class RequestHandler : public CallHandler {
 
 }  // namespace
 
-WorkerService::WorkerService(Gate& gate, EventLoop& loop, JobTable& jobs, bool reflection)
-    : gate_(gate), loop_(loop), jobs_(jobs), reflection_(reflection), health_(loop, jobs), started_us_(NowUs()) {}
+WorkerService::WorkerService(Gate& gate, OpenCalls& open_calls, EventLoop& loop, JobTable& jobs, bool reflection)
+    : gate_(gate),
+      open_calls_(open_calls),
+      loop_(loop),
+      jobs_(jobs),
+      reflection_(reflection),
+      health_(loop, jobs),
+      started_us_(NowUs()) {}
 
 void WorkerService::Answer(const CallPtr& call) {
   const MethodRow* const row = FindMethod(call->method());
-  const auto user = gate_.Admit(call->context(), row);
-  if (!user) return call->Finish(user.error());
+  const auto caller = gate_.Admit(call->context(), row);
+  if (!caller) return call->Finish(caller.error());
+  open_calls_.LetIn(*caller);
+  const std::string& user = caller->user;
   switch (row->method) {
-    case Method::kJobStart: return Read(call, *user, &WorkerService::JobStart);
-    case Method::kJobStop: return Read(call, *user, &WorkerService::JobStop);
-    case Method::kJobSignal: return Read(call, *user, &WorkerService::JobSignal);
-    case Method::kJobRemove: return Read(call, *user, &WorkerService::JobRemove);
-    case Method::kJobQuery: return Read(call, *user, &WorkerService::JobQuery);
-    case Method::kJobInput: return Handle(call, std::make_shared<InputCall>(loop_, call, jobs_, *user));
-    case Method::kJobStatusOf: return Read(call, *user, &WorkerService::JobStatusOf);
-    case Method::kJobList: return Read(call, *user, &WorkerService::JobList);
-    case Method::kJobWait: return Read(call, *user, &WorkerService::JobWait);
-    case Method::kWhoAmI: return Read(call, *user, &WorkerService::WhoAmI);
-    case Method::kServerVersion: return Read(call, *user, &WorkerService::ServerVersion);
-    case Method::kHealthCheck: return Read(call, *user, &WorkerService::HealthCheck);
-    case Method::kHealthWatch: return Read(call, *user, &WorkerService::HealthWatch);
+    case Method::kJobStart: return Read(call, user, &WorkerService::JobStart);
+    case Method::kJobStop: return Read(call, user, &WorkerService::JobStop);
+    case Method::kJobSignal: return Read(call, user, &WorkerService::JobSignal);
+    case Method::kJobRemove: return Read(call, user, &WorkerService::JobRemove);
+    case Method::kJobQuery: return Read(call, user, &WorkerService::JobQuery);
+    case Method::kJobInput: return Handle(call, std::make_shared<InputCall>(loop_, call, jobs_, user));
+    case Method::kJobStatusOf: return Read(call, user, &WorkerService::JobStatusOf);
+    case Method::kJobList: return Read(call, user, &WorkerService::JobList);
+    case Method::kJobWait: return Read(call, user, &WorkerService::JobWait);
+    case Method::kWhoAmI: return Read(call, user, &WorkerService::WhoAmI);
+    case Method::kServerVersion: return Read(call, user, &WorkerService::ServerVersion);
+    case Method::kHealthCheck: return Read(call, user, &WorkerService::HealthCheck);
+    case Method::kHealthWatch: return Read(call, user, &WorkerService::HealthWatch);
     case Method::kReflect:
       if (reflection_) return Handle(call, std::make_shared<Reflection>(call));
       return call->Finish({grpc::StatusCode::UNIMPLEMENTED, "reflection is off; jobserver --reflection turns it on"});
   }
-}
-
-void WorkerService::Recheck(const std::vector<CallPtr>& calls) {
-  constexpr std::chrono::seconds kTakesIt{2};
-  std::vector<std::weak_ptr<Call>> ended;
-  for (const CallPtr& call : calls) {
-    const MethodRow* const row = FindMethod(call->method());
-    if (row == nullptr) continue;
-    const auto why = gate_.Recheck(call->context(), *row);
-    if (!why || !call->Revoke(why->status)) continue;
-    Log("ended",
-        {{"method", row->name}, {"user", why->user}, {"peer", call->context().peer()}, {"reason", why->reason}});
-    ended.push_back(call);
-  }
-  if (ended.empty()) return;
-  loop_.At(EventLoop::Clock::now() + kTakesIt, [ended = std::move(ended)] {
-    for (const auto& each : ended) {
-      if (const CallPtr call = each.lock()) call->Cancel();
-    }
-  });
 }
 
 void WorkerService::Handle(const CallPtr& call, std::shared_ptr<CallHandler> handler) {

@@ -12,6 +12,7 @@
 #include "daemon/gate.h"
 #include "daemon/health.h"
 #include "daemon/job_table.h"
+#include "daemon/open_calls.h"
 #include "daemon/rpc_server.h"
 #include "jobworker.pb.h"
 
@@ -24,13 +25,10 @@ inline constexpr uint32_t kApiVersion = 2;
 class WorkerService {
  public:
   // `reflection`: proto/reflection.proto is answered too.
-  WorkerService(Gate& gate, EventLoop& loop, JobTable& jobs, bool reflection = false);
+  WorkerService(Gate& gate, OpenCalls& open_calls, EventLoop& loop, JobTable& jobs, bool reflection = false);
 
   // Every call of every method: who calls and whether they may, and only then what they say.
   void Answer(const std::shared_ptr<Call>& call);
-  // After the certificates or the policy have changed: ends those calls that would not be let in any more. On the
-  // loop's thread.
-  void Recheck(const std::vector<std::shared_ptr<Call>>& calls);
 
  private:
   using CallPtr = std::shared_ptr<Call>;
@@ -59,6 +57,7 @@ class WorkerService {
   static void RefuseRequest(const CallPtr& call, const std::string& user, const std::string& why);
 
   Gate& gate_;
+  OpenCalls& open_calls_;
   EventLoop& loop_;
   JobTable& jobs_;
   const bool reflection_;

@@ -1,6 +1,7 @@
 """Certificates, the list of revoked ones, policy and limits: as the server finds them, and as they change under it."""
 
 import contextlib
+import datetime
 import os
 import signal
 import socket
@@ -267,6 +268,29 @@ class RevokedTest(ChangeTest):
         fifo.write_line(b'on')
         self.assertEqual(other.finish().exit_code, 0)
         self.assertEqual(other.stdout, b'begun\non\n')
+
+
+class RunsOutTest(ReloadTest):
+
+    def test_open_calls_end_with_their_certificate_and_their_job_runs_on(self):
+        self.start_server()
+        fifo = self.enterContext(contextlib.closing(self.site.fifo()))
+        begun, seconds = False, 1
+        while not begun:  # on a machine that is slow it may be over before the job has begun
+            seconds *= 2
+            self.assertLess(seconds, 100)
+            ends = utc_now() + datetime.timedelta(seconds=seconds)
+            brief = self.enterContext(Api(self.site.channel(issue(self.site.authority, 'alice', ends=ends))))
+            job = brief.begin_shell('echo begun; read word <"$1"; echo "$word"', fifo.path)
+            begun = testing.outcome(lambda: job.read_until(b'begun\n'))[0] == Code.OK
+        code, details = testing.outcome(job.finish)
+        self.assertEqual(code, Code.UNAUTHENTICATED, details)
+        self.assertIn('certificate has expired', details)
+        self.server.wait_for_line(r'ended method=JobStart user=- peer=\S+ reason="the certificate is refused: certificate has')
+        follower = self.enterContext(Api(self.site.channel('alice'))).follow(job.id)
+        fifo.write_line(b'on')
+        self.assertEqual(follower.finish().exit_code, 0)
+        self.assertEqual(follower.stdout, b'begun\non\n')
 
 
 class KeyOfRootTest(ReloadTest):

@@ -80,6 +80,7 @@ class FrontEndTest : public ::testing::Test {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", ServerCredentials(certificates_), &port_);
     rpc_ = std::make_unique<RpcServer>(builder, 2, [this](const auto& call) { service_.Answer(call); });
+    open_calls_.Of(*rpc_);
     std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
     ASSERT_NE(server, nullptr);
     rpc_->Start(std::move(server));
@@ -171,7 +172,8 @@ class FrontEndTest : public ::testing::Test {
   FakeBroker broker_;
   JobTable table_;
   BrokerClient client_{loop_, broker_.TakeClientEnd(), table_};
-  WorkerService service_{gate_, loop_, table_};
+  OpenCalls open_calls_{loop_, gate_};
+  WorkerService service_{gate_, open_calls_, loop_, table_};
   int port_ = 0;
   std::unique_ptr<RpcServer> rpc_;
   std::thread runs_;

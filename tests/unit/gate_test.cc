@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "common/unique_fd.h"
+#include "daemon/open_calls.h"
 #include "daemon/rpc_server.h"
 #include "jobworker.grpc.pb.h"
 #include "tests/unit/certificates.h"
@@ -34,18 +35,18 @@ class GateTest : public ::testing::Test {
   void SetUp() override {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", ServerCredentials(certificates_), &port_);
-    rpc_ = std::make_unique<RpcServer>(builder, 1, [this](const auto& call) { Answer(*call); });
+    rpc_ = std::make_unique<RpcServer>(builder, 1, [this](const auto& call) { Answer(call); });
     rpc_->Start(builder.BuildAndStart());
     ASSERT_NE(port_, 0);
   }
 
   // Answers with the name of the user that was let in.
-  void Answer(Call& call) {
-    const auto user = gate_.Admit(call.context(), FindMethod(Method::kJobStop));
-    if (!user) return call.Finish(user.error());
+  virtual void Answer(const std::shared_ptr<Call>& call) {
+    const auto caller = gate_.Admit(call->context(), FindMethod(Method::kJobStop));
+    if (!caller) return call->Finish(caller.error());
     WorkerResponse response;
-    response.set_log(*user);
-    call.WriteAndFinish(ToBuffer(response));
+    response.set_log(caller->user);
+    call->WriteAndFinish(ToBuffer(response));
   }
 
   std::shared_ptr<grpc::Channel> Connect(const std::string& key, const std::string& certificate) const {
@@ -199,6 +200,163 @@ TEST_F(GateTest, RefusesWhoIsOnTheListOnTheNextCall) {
   answer = CallAs(User("alice"));
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_EQ(answer.status.error_message(), "no usable identity: " + std::string(kListNotGood));
+}
+
+TEST_F(GateTest, GoesByThePolicyThatIsInUse) {
+  const KeyedCertificate alice = User("alice"), dora = User("dora");
+  ASSERT_EQ(CallAs(alice).user, "alice");
+  gate_.Use(*Policy::Parse("alice allow_query\ndora allow_stop\n"));
+  EXPECT_EQ(CallAs(alice).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(gate_.RightsOf("alice"), std::vector{kQueryRight});
+  EXPECT_EQ(CallAs(dora).user, "dora");
+  gate_.Use(Policy::BuiltIn());
+  EXPECT_EQ(CallAs(alice).user, "alice");
+  EXPECT_EQ(CallAs(dora).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+}
+
+// --- Calls that go on. ---
+
+// Each call is answered with the name of its user, and goes on.
+class OpenCallsTest : public GateTest {
+ protected:
+  void SetUp() override {
+    GateTest::SetUp();
+    open_calls_.Of(*rpc_);
+    runs_ = std::thread([this] { loop_.Run(); });
+  }
+  void TearDown() override {
+    rpc_->Shutdown(std::chrono::milliseconds(0));
+    loop_.Stop();
+    runs_.join();
+  }
+  void Answer(const std::shared_ptr<Call>& call) override {
+    const auto caller = gate_.Admit(call->context(), FindMethod(call->method()));
+    if (!caller) return call->Finish(caller.error());
+    open_calls_.LetIn(*caller);
+    WorkerResponse response;
+    response.set_log(caller->user);
+    call->Write(ToBuffer(response));
+  }
+
+  struct Following {
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReader<WorkerResponse>> stream;
+    grpc::Status End() const {
+      WorkerResponse response;
+      EXPECT_FALSE(stream->Read(&response));
+      return stream->Finish();
+    }
+  };
+  // A call that was let in; none when it was not.
+  std::unique_ptr<Following> Follow(const KeyedCertificate& user) const {
+    auto following = std::make_unique<Following>();
+    // Only so that a test that fails ends.
+    following->context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(2));
+    following->stream = Worker::NewStub(Connect(user.KeyPem(), user.Pem()))->JobQuery(&following->context, {});
+    WorkerResponse first;
+    if (following->stream->Read(&first)) return following;
+    const grpc::Status status = following->stream->Finish();
+    EXPECT_TRUE(status.error_code() == grpc::StatusCode::UNAUTHENTICATED ||
+                status.error_code() == grpc::StatusCode::UNAVAILABLE)
+        << status.error_message();
+    return nullptr;
+  }
+  // With what ends so many seconds from now, or later where that is over before the call is in.
+  template <class Attempt>
+  static std::unique_ptr<Following> InTime(time_t ends, Attempt attempt) {
+    std::unique_ptr<Following> following;
+    for (; following == nullptr && ends < 100; ends *= 2) following = attempt(ends);
+    EXPECT_NE(following, nullptr);
+    return following;
+  }
+  std::unique_ptr<Following> FollowUntil(time_t ends) const {
+    return InTime(ends, [this](time_t in) { return Follow(Issue({{"alice"}, kUserExtensions, -60, in}, authority_)); });
+  }
+  static void ExpectEnd(const Following& following, const std::string& words) {
+    const grpc::Status status = following.End();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+    EXPECT_NE(status.error_message().find(words), std::string::npos) << status.error_message();
+  }
+  // The call of `user`, as the server has it.
+  std::shared_ptr<Call> CallOf(const std::string& user) const {
+    for (const auto& call : rpc_->Open()) {
+      const auto caller = gate_.Recheck(call->context(), *FindMethod(Method::kWhoAmI));
+      if (caller && caller->user == user) return call;
+    }
+    return nullptr;
+  }
+
+  EventLoop loop_;
+  OpenCalls open_calls_{loop_, gate_};
+  std::thread runs_;
+};
+
+TEST_F(OpenCallsTest, EndWithTheirCertificates) {
+  const auto stays = Follow(User("bob"));
+  ASSERT_NE(stays, nullptr);
+  // The timer is set for the first of them, whichever is let in first.
+  for (const auto& [first, second] : {std::pair{1, 2}, std::pair{2, 1}}) {
+    const auto one = FollowUntil(first), other = FollowUntil(second);
+    ExpectEnd(*one, "certificate has expired");
+    ExpectEnd(*other, "certificate has expired");
+  }
+  const auto bobs = CallOf("bob");
+  ASSERT_NE(bobs, nullptr);
+  bobs->Finish({grpc::StatusCode::ABORTED, "by itself"});
+  EXPECT_EQ(stays->End().error_message(), "by itself");
+}
+
+TEST_F(OpenCallsTest, EndWithTheListOfRevokedOnes) {
+  const KeyedCertificate alice = User("alice");
+  const auto following = InTime(1, [&](time_t ends) {
+    certificates_.Use(SetOf(authority_, worker_, testing::ListOf({{}, {}, -60, ends}, authority_)));
+    return Follow(alice);
+  });
+  ExpectEnd(*following, std::string(kListNotGood));
+}
+
+TEST_F(OpenCallsTest, EndWhenWhatDecidesHasChanged) {
+  const KeyedCertificate lost = User("alice");
+  const auto alices = Follow(lost), bobs = Follow(User("bob"));
+  ASSERT_TRUE(alices != nullptr && bobs != nullptr);
+  certificates_.Use(SetOf(authority_, worker_, testing::ListOf({{lost}}, authority_)));
+  loop_.Post([this] { open_calls_.Recheck(); });
+  ExpectEnd(*alices, "the certificate has been revoked");
+  gate_.Use(*Policy::Parse("bob allow_stop\n"));
+  loop_.Post([this] { open_calls_.Recheck(); });
+  const grpc::Status status = bobs->End();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_NE(status.error_message().find("allow_query"), std::string::npos) << status.error_message();
+}
+
+TEST_F(OpenCallsTest, AreAskedAgain) {
+  const KeyedCertificate alice = User("alice");
+  const auto following = Follow(alice);
+  ASSERT_NE(following, nullptr);
+  const auto call = CallOf("alice");
+  ASSERT_NE(call, nullptr);
+  const MethodRow& query = *FindMethod(Method::kJobQuery);
+  auto caller = gate_.Recheck(call->context(), query);
+  ASSERT_TRUE(caller);
+  EXPECT_EQ(caller->validity.until, CertificateEnd(alice.Pem()));
+
+  gate_.Use(*Policy::Parse("alice allow_stop\n"));
+  EXPECT_TRUE(gate_.Recheck(call->context(), *FindMethod(Method::kJobStop)));
+  EXPECT_TRUE(gate_.Recheck(call->context(), *FindMethod(Method::kWhoAmI))) << "for everybody";
+  caller = gate_.Recheck(call->context(), query);
+  ASSERT_FALSE(caller);
+  EXPECT_EQ(caller.error().user, "alice");
+  EXPECT_EQ(caller.error().reason, "not in the policy");
+  EXPECT_EQ(caller.error().status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+
+  certificates_.Use(SetOf(authority_, worker_, testing::ListOf({{alice}}, authority_)));
+  caller = gate_.Recheck(call->context(), query);
+  ASSERT_FALSE(caller);
+  EXPECT_EQ(caller.error().user, "-");
+  EXPECT_EQ(caller.error().reason, "the certificate has been revoked");
+  EXPECT_EQ(caller.error().status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  call->Finish(grpc::Status::OK);
+  EXPECT_TRUE(following->End().ok());
 }
 
 // OpenSSL's own client, since gRPC's would not offer what is to be refused.

@@ -36,8 +36,7 @@ const KeyedCertificate& Anchor() {
 
 using Names = std::vector<std::string_view>;
 
-tl::expected<std::string, std::string> Identify(const std::string& pem, const Names& names,
-                                                time_t now = time(nullptr)) {
+tl::expected<Identity, std::string> Identify(const std::string& pem, const Names& names, time_t now = time(nullptr)) {
   static const TrustAnchors anchors = *TrustAnchors::Parse(Anchor().Pem());
   auto user = IdentifyUser(pem, names, anchors, now);
   EXPECT_EQ(ERR_peek_error(), 0UL) << "left for gRPC to stumble over";
@@ -45,14 +44,14 @@ tl::expected<std::string, std::string> Identify(const std::string& pem, const Na
 }
 
 // As gRPC calls it: it reports the first CN only.
-tl::expected<std::string, std::string> Identify(const CertificateSpec& spec, const KeyedCertificate& issuer) {
+tl::expected<Identity, std::string> Identify(const CertificateSpec& spec, const KeyedCertificate& issuer) {
   Names names;
   if (!spec.common_names.empty()) names.emplace_back(spec.common_names[0]);
   return Identify(Issue(spec, issuer).Pem(), names);
 }
 
-void ExpectRefused(const tl::expected<std::string, std::string>& user, const std::string& reason) {
-  ASSERT_FALSE(user) << "let in as " << *user;
+void ExpectRefused(const tl::expected<Identity, std::string>& user, const std::string& reason) {
+  ASSERT_FALSE(user) << "let in as " << user->user;
   EXPECT_NE(user.error().find(reason), std::string::npos) << user.error();
 }
 
@@ -126,7 +125,7 @@ TEST_P(Matrix, IsDecidedAsWritten) {
     ExpectRefused(user, row.reason);
   } else {
     ASSERT_TRUE(user) << user.error();
-    EXPECT_EQ(*user, row.user);
+    EXPECT_EQ(user->user, row.user);
   }
 }
 
@@ -208,7 +207,9 @@ TEST(Identity, AuthorityExpiresWhileInUse) {
   const KeyedCertificate authority = testing::SelfSigned({{"CA"}, testing::kAuthorityExtensions, -60, 60});
   const auto anchors = TrustAnchors::Parse(authority.Pem());
   const std::string pem = Issue({{"alice"}}, authority).Pem();
-  EXPECT_TRUE(IdentifyUser(pem, {"alice"}, *anchors, time(nullptr)));
+  const auto user = IdentifyUser(pem, {"alice"}, *anchors, time(nullptr));
+  ASSERT_TRUE(user) << user.error();
+  EXPECT_EQ(user->validity.until, CertificateEnd(authority.Pem()));
   ExpectRefused(IdentifyUser(pem, {"alice"}, *anchors, time(nullptr) + 70), "certificate has expired");
 }
 
@@ -219,8 +220,10 @@ TEST(Identity, EndsInItsLastSecondWhetherItIsKnownOrNot) {
   const time_t end = CertificateEnd(pem);
   ExpectRefused(Identify(pem, {"alice"}, end), "certificate has expired");
   ExpectRefused(Identify(pem, {"alice"}, end - 121), "certificate is not yet valid");
-  ASSERT_TRUE(Identify(pem, {"alice"}, now));
-  EXPECT_TRUE(Identify(pem, {"alice"}, end - 1));
+  const auto first = Identify(pem, {"alice"}, now), known = Identify(pem, {"alice"}, end - 1);
+  ASSERT_TRUE(first && known);
+  EXPECT_EQ(first->validity.until, end);
+  EXPECT_EQ(known->validity.until, end);
   EXPECT_TRUE(Identify(pem, {"alice"}, end - 120));
   ExpectRefused(Identify(pem, {"alice"}, end), "certificate has expired");
   ExpectRefused(Identify(pem, {"alice"}, end - 121), "certificate is not yet valid");
@@ -259,8 +262,8 @@ TEST(Identity, OnlyWhatWasLetInIsKnown) {
 class Lists : public ::testing::Test {
  protected:
   // By authorities that have signed `lists`.
-  tl::expected<std::string, std::string> Identify(const KeyedCertificate& leaf, const std::string& lists,
-                                                  time_t now = time(nullptr)) const {
+  tl::expected<Identity, std::string> Identify(const KeyedCertificate& leaf, const std::string& lists,
+                                               time_t now = time(nullptr)) const {
     auto anchors = TrustAnchors::Parse(Anchor().Pem() + other_.Pem());
     const auto added = anchors->AddRevoked(lists);
     if (!added) return tl::unexpected(added.error());
@@ -309,7 +312,9 @@ TEST_F(Lists, LetNobodyInBeforeTheirFirstSecondOrFromTheirLast) {
     ExpectRefused(IdentifyUser(good_.Pem(), {"alice"}, anchors, from - 1), std::string(kListNotGood));
     ExpectRefused(IdentifyUser(good_.Pem(), {"alice"}, anchors, until), std::string(kListNotGood));
     EXPECT_TRUE(IdentifyUser(good_.Pem(), {"alice"}, anchors, from));
-    EXPECT_TRUE(IdentifyUser(good_.Pem(), {"alice"}, anchors, until - 1));
+    const auto user = IdentifyUser(good_.Pem(), {"alice"}, anchors, until - 1);
+    ASSERT_TRUE(user) << user.error();
+    EXPECT_EQ(user->validity.until, until);
   }
   EXPECT_NE(anchors.ListProblem(from - 1).find("not valid yet"), std::string::npos);
   EXPECT_EQ(anchors.ListProblem(from), "");
@@ -377,14 +382,14 @@ TEST(KnownCertificates, HaveBounds) {
   const std::string longest(KnownCertificates::kMaxPemBytes, 'x');
   known.Keep(longest, {"alice", {10, 20}});
   known.Keep(longest + "x", {"alice", {10, 20}});
-  EXPECT_EQ(known.Find(longest, 10), "alice");
-  EXPECT_EQ(known.Find(longest + "x", 10), std::nullopt);
+  EXPECT_EQ(known.Find(longest, 10)->user, "alice");
+  EXPECT_FALSE(known.Find(longest + "x", 10));
   for (size_t i = 1; i < KnownCertificates::kMost; ++i) known.Keep(std::to_string(i), {"bob", {10, 20}});
   EXPECT_EQ(known.size(), KnownCertificates::kMost);
-  EXPECT_EQ(known.Find(longest, 19), "alice");
+  EXPECT_EQ(known.Find(longest, 19)->user, "alice");
   known.Keep("one more", {"bob", {10, 20}});
   EXPECT_EQ(known.size(), 1U);
-  EXPECT_EQ(known.Find("one more", 19), "bob");
+  EXPECT_EQ(known.Find("one more", 19)->user, "bob");
 }
 
 TEST(TrustAnchors, SeveralAuthorities) {
@@ -409,7 +414,7 @@ TEST(TrustAnchors, RefusesWhatItCannotUse) {
 
 class Published : public ::testing::Test {
  protected:
-  static tl::expected<std::string, std::string> IdentifyAt(const std::string& name, time_t now) {
+  static tl::expected<Identity, std::string> IdentifyAt(const std::string& name, time_t now) {
     const std::string certs = SOURCE_DIR "/certs/";
     const auto anchors = TrustAnchors::Parse(testing::Contents(certs + "ca.pem"));
     return IdentifyUser(testing::Contents(certs + name + ".pem"), {name}, *anchors, now);
@@ -421,7 +426,7 @@ TEST_F(Published, UsersAreTheirNames) {
   for (const char* name : {"alice", "bob", "carl"}) {
     const auto user = IdentifyAt(name, time(nullptr));
     ASSERT_TRUE(user) << user.error();
-    EXPECT_EQ(*user, name);
+    EXPECT_EQ(user->user, name);
     EXPECT_TRUE(IdentifyAt(name, 1795440257 + kNineYears)) << "made in November 2026 for ten years";
   }
 }
