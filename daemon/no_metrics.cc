@@ -1,4 +1,4 @@
-// For a build without Prometheus's library: nothing is counted, and the page says so.
+// For a build without Prometheus's library: nothing is counted, and who asks for the page is told why.
 #include "daemon/because.h"
 #include "daemon/metrics.h"
 
@@ -20,8 +20,10 @@ struct MetricsPage::Server {};
 
 tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string&, Count) {
   return Because(
-      "--metrics: this jobserver is built without them, as all of its libraries are linked in; the one of the "
-      "package has them");
+      "--metrics: this jobserver has none: all of its libraries are linked in, as in the tar.gz, and Debian has none "
+      "of "
+      "Prometheus's to link in; leave --metrics out, or install the package jobworker-server, whose jobserver has "
+      "them");
 }
 
 MetricsPage::MetricsPage(std::unique_ptr<Server> server) : server_(std::move(server)) {}
