@@ -171,6 +171,21 @@ TEST_F(BrokerLinkTest, ABrokerThatDoesNotAnswerIsDropped) {
   RunUntil([&] { return well_ > before; });  // this process is well all the same
 }
 
+// Or the watchdog would replace a front end that has nothing wrong with it, and whose jobs can still be read.
+TEST_F(BrokerLinkTest, DeployedItIsWellWithoutABroker) {
+  link_.Meet(path_);
+  link_.Watch(1ms);
+  RunUntil([this] { return well_ >= 3; });
+  const Rendezvous door(path_);
+  FakeBroker broker;
+  Welcomes(door, broker);
+  broker.Hang();
+  RunUntil([this] { return !jobs_.has_broker(); });
+  const int before = well_;
+  RunUntil([&] { return well_ > before + 3; });
+  EXPECT_EQ(lost_, "");
+}
+
 TEST_F(BrokerLinkTest, DeployedABrokerThatDoesNotAnswerIsMetAgain) {
   const Rendezvous door(path_);
   link_.Meet(path_);
