@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import re
-import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -34,10 +34,13 @@ def systemctl(*words, **options):
     return run("systemctl", *words, **options)
 
 
-def worker(user, *words, **options):
+def words_of(user):
     """The client, as on another machine: in a network namespace of its own."""
-    certs = ["--certs", f"/root/{user}"]
-    return run("ip", "netns", "exec", "client", "jobworker", "-u", user, "-h", SERVER, *certs, *words, **options)
+    return ["ip", "netns", "exec", "client", "jobworker", "-u", user, "-h", SERVER, "--certs", f"/root/{user}"]
+
+
+def worker(user, *words, **options):
+    return run(*words_of(user), *words, **options)
 
 
 def start(user, *words):
@@ -70,9 +73,9 @@ def pids_of(job):
     return read(f"{JOBS}/{job}/cgroup.procs").split()
 
 
-def wait_for(what, condition):
+def wait_for(what, condition, within=60):
     """For what another process does without telling us: bounded, and never the thing that is judged."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + within
     while time.monotonic() < end:
         if condition():
             return
@@ -334,9 +337,39 @@ def _():
 # --- What may end, and what must not notice.
 
 
+class Rush:
+    """A job of alice's that writes numbers as fast as its half a CPU lets it, and a client that follows it."""
+    SCRIPT = 'n=0; while [ ! -e enough ]; do seq $((n+1)) $((n+2000)); n=$((n+2000)); done; rm -f enough; exit 7'
+
+    def __init__(self):
+        self.output = "/root/followed"
+        self.job = start("alice", "sh", "-c", self.SCRIPT)
+        with open(self.output, "wb") as output:
+            self.follower = subprocess.Popen([*words_of("alice"), "query", self.job], stdout=output, stderr=subprocess.PIPE,
+                                             text=True)
+        self.goes_on()
+
+    def goes_on(self):
+        before = os.path.getsize(self.output)
+        wait_for("more is followed", lambda: os.path.getsize(self.output) > before)
+
+    def end(self):
+        """Every number came once, in order, and the job's end after them. What the client said on the way."""
+        with open("/var/lib/jobworker/alice/enough", "w"):
+            pass
+        said = self.follower.communicate(timeout=300)[1]
+        assert self.follower.returncode == 7, said
+        with open(self.output, "rb") as output:
+            lines = sum(block.count(b"\n") for block in iter(lambda: output.read(1 << 20), b""))
+        assert lines > 0 and lines % 2000 == 0, lines
+        run("sh", "-c", f"seq {lines} | cmp - {self.output}")
+        print(f"# {lines} lines; the client said: {said.strip()!r}")
+        return said
+
+
 @check("front-end-killed")
 def _():
-    job = start("alice", "sleep", "1000")
+    job, rush = start("alice", "sleep", "1000"), Rush()
     before, pid = pids_of(f"alice/{job}"), show("jobworker.service", "MainPID")
     assert len(before) == 1
     os.kill(int(pid), 9)
@@ -345,16 +378,31 @@ def _():
     assert pids_of(f"alice/{job}") == before
     worker("alice", "stop", job)
     assert not os.path.exists(f"{JOBS}/alice/{job}")
+    rush.goes_on()
+    contains(rush.end(), "trying again")
 
 
 @check("front-end-restarted")
 def _():
-    job = start("alice", "sleep", "1000")
+    job, rush = start("alice", "sleep", "1000"), Rush()
     before = pids_of(f"alice/{job}")
     systemctl("restart", "jobworker")
     wait_serving()
     assert pids_of(f"alice/{job}") == before
     worker("alice", "stop", job)
+    rush.goes_on()
+    contains(rush.end(), "trying again")
+
+
+@check("certificates-are-swapped-under-load")
+def _():
+    pid, rush, shown = show("jobworker.service", "MainPID"), Rush(), ssl.get_server_certificate((SERVER, 57533))
+    run("jobworker-certs", "/etc/jobworker/ca", "--renew", "worker", "--install")
+    wait_for("the new one is shown", lambda: ssl.get_server_certificate((SERVER, 57533)) != shown)
+    assert worker("alice", "start", "echo", "hi").stdout == "hi\n"
+    rush.goes_on()
+    assert "again" not in rush.end(), "its stream was lost"
+    assert show("jobworker.service", "MainPID") == pid
 
 
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
@@ -440,15 +488,31 @@ def _():
         wait_serving()
 
 
-@check("watchdog-catches-a-stopped-broker")
+@check("watchdog-catches-a-stopped-half")
 def _():
-    job, facts = begin("alice")
-    broker = show("jobworker-broker.service", "MainPID")
-    os.kill(int(broker), 19)
-    wait_active("jobworker-broker.service", other_than=broker)
+    for stopped, other in (UNITS[:2], UNITS[1::-1]):
+        job, facts = begin("alice")
+        pid, others = show(stopped, "MainPID"), show(other, "MainPID")
+        os.kill(int(pid), 19)
+        wait_active(stopped, other_than=pid)
+        wait_serving()
+        assert facts_of(job) == facts and show(other, "MainPID") == others
+        end_counter(job)
+
+
+@check("watchdog-leaves-a-front-end-without-a-broker")
+def _():
+    pid = show("jobworker.service", "MainPID")
+    systemctl("stop", "jobworker-broker")
+    stopped = time.monotonic()
+    patience = int(show("jobworker.service", "WatchdogUSec").removesuffix("s"))
+    wait_for("it is well when it would have been killed otherwise", lambda: stopped + patience <
+             int(show("jobworker.service", "WatchdogTimestampMonotonic")) / 1e6, within=10 * patience)
+    assert show("jobworker.service", "MainPID") == pid
+    contains(worker("alice", "--no-reconnect", "start", "true", ok=False).stderr, "broker")
+    systemctl("start", "jobworker-broker")
     wait_serving()
-    assert facts_of(job) == facts
-    end_counter(job)
+    assert show("jobworker.service", "MainPID") == pid
 
 
 def nothing_left():
@@ -505,9 +569,8 @@ def _():
 
 @check("a-revoked-client-is-refused-and-its-streams-end")
 def _():
-    pid = show("jobworker.service", "MainPID")
-    words = ["ip", "netns", "exec", "client", "jobworker", "-u", "bob", "-h", SERVER, "--certs", "/root/bob"]
-    following = subprocess.Popen([*words, "start", "sh", "-c", "echo begun; exec sleep 1000"], stdout=subprocess.PIPE,
+    pid, rush = show("jobworker.service", "MainPID"), Rush()
+    following = subprocess.Popen([*words_of("bob"), "start", "sh", "-c", "echo begun; exec sleep 1000"], stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, text=True)
     assert following.stdout.readline() == "begun\n"
     run("jobworker-certs", "/etc/jobworker/ca", "--revoke", "bob", "--install")
@@ -516,6 +579,8 @@ def _():
     contains(err, "revoked")
     contains(worker("bob", "start", "true", ok=False).stderr, "revoked")
     assert worker("alice", "start", "echo", "hi").stdout == "hi\n"
+    rush.goes_on()
+    assert "again" not in rush.end(), "another's stream was lost"
     assert show("jobworker.service", "MainPID") == pid
 
 
@@ -542,15 +607,19 @@ def _():
 @check("upgrade-keeps-jobs-and-configuration")
 def _():
     job, facts = begin("alice")
+    rush, halves = Rush(), [show(unit, "MainPID") for unit in UNITS[:2]]
     with open("/etc/jobworker/policy", "a") as policy:
         policy.write("# the operator's own line\n")
     holder = show("jobworker-jobs.service", "MainPID")
     run("apt-get", "install", "-y", "-o", "DPkg::Options::=--force-confold", "/mnt/next-server.deb", "/mnt/next-client.deb")
+    rush.goes_on()
+    assert not set(halves) & {show(unit, "MainPID") for unit in UNITS[:2]}
     contains(read("/etc/jobworker/policy"), "the operator's own line")
     assert show("jobworker-jobs.service", "MainPID") == holder
     wait_serving()
     assert facts_of(job) == facts
     end_counter(job)
+    contains(rush.end(), "trying again")
 
 
 @check("remove")
