@@ -339,7 +339,8 @@ class Server {
   }
 
   void SendJob(Record& record, ReplyType type) {
-    record.job.has_stdin = (*record.child.descriptors)[kStdin].IsOpen() ? 1 : 0;
+    // It goes with one message: another that shares the descriptors waits in outgoing_ and takes it along.
+    record.job.has_stdin = record.child.descriptors.use_count() == 1 && (*record.child.descriptors)[kStdin].IsOpen();
     record.job.starting = record.state == State::kStarting || record.failure.error != 0 ? 1 : 0;
     Send(Encode(record.job, type), record.child.descriptors);
   }

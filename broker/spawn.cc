@@ -47,8 +47,7 @@ UniqueFd MakeMemory(std::string_view text) {
   if (fd < 0 && errno == EINVAL) fd = memfd_create("job", MFD_CLOEXEC);
   UniqueFd memory(OrThrow(fd, "memfd_create"));
   errno = ENOSPC;  // when it takes less than all
-  const ssize_t written = text.empty() ? 0 : pwrite(memory.Get(), text.data(), text.size(), kJournalStart);
-  OrThrow(written == static_cast<ssize_t>(text.size()) ? 0 : -1, "write a journal");
+  OrThrow(pwrite(memory.Get(), text.data(), text.size(), kJournalStart) == std::ssize(text) ? 0 : -1, "write journal");
   return memory;
 }
 

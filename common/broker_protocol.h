@@ -31,7 +31,7 @@ static_assert(kMaxArgumentBytes + kMaxEnvironmentBytes + 4 * (kMaxArguments + kM
 
 // The read ends of the job's stdout and stderr; the two memfds of its journal, made by the broker, which writes to the
 // second, at kJournalStart and once, the length (32 bits) and the bytes of the Start that made the job, and never reads
-// either; and the write end of its stdin, when the Start asked for one.
+// either; and the write end of its stdin, when the Start asked for one, with the first message that is sent of the job.
 enum DescriptorIndex : size_t { kStdout, kStderr, kJournalData, kJournalIndex, kStdin, kMaxDescriptors };
 inline constexpr size_t kJournalStart = 512;
 

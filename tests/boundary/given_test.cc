@@ -163,6 +163,66 @@ TEST_F(Given, AJobThatStartsWithNobodyThereKeepsItsStdinForTheNext) {
   EXPECT_EQ(Finish(Alice(2)).value, 0);
 }
 
+// A front end that is greeted and does not read, with more to be told than fits into its socket: the replay of a job
+// that is still starting waits in the broker, and then the news of its start beside it.
+class GivenLate : public Given {
+ protected:
+  static JobKey Late() { return {"carl", 1}; }
+  void QueueReplayAndStart() {
+    for (uint64_t id = 2; id < 202; ++id) {
+      (void)Begin(StartOf(Alice(id), {"true"}));
+      (void)front().Await<Exited>(Alice(id));
+    }
+    Start start = Cat();
+    start.key = Late();
+    std::ofstream(broker_.cgroup() / "carl" / "cgroup.freeze") << '1';
+    front().Send(start);
+    Sync();
+    front().Close();
+    front() = FrontEnd(broker_);
+    front().Send(Hello{});
+    ASSERT_TRUE(WaitFor(front().fd(), POLLIN));  // the Hello has been handled
+    const size_t before = DescriptorsOf(broker_pid());
+    std::ofstream(broker_.cgroup() / "carl" / "cgroup.freeze") << '0';
+    // The four ends that the child was given, and the status pipe.
+    while (DescriptorsOf(broker_pid()) != before - 5) sched_yield();
+    Stop();
+    for (pollfd sent{front().fd(), POLLIN, 0}; poll(&sent, 1, 0) == 1;) {
+      const std::optional<Reply> reply = front().Next();
+      ASSERT_TRUE(reply);
+      const auto* job = std::get_if<Job>(&*reply);
+      ASSERT_TRUE(job == nullptr || job->key != Late()) << "it did not have to wait";
+    }
+  }
+  void TearDown() override {
+    Continue();
+    Given::TearDown();
+  }
+};
+
+TEST_F(GivenLate, AStdinThatTwoMessagesCouldTakeGoesWithTheFirst) {
+  QueueReplayAndStart();
+  Continue();
+  std::vector<UniqueFd> descriptors;
+  EXPECT_EQ(front().Await<Job>(Late(), &descriptors).has_stdin, 1);
+  ASSERT_EQ(descriptors.size(), size_t{kMaxDescriptors});
+  EXPECT_EQ(front().Await<Started>(Late()).has_stdin, 0);
+  Write(descriptors[kStdin], "late");
+  descriptors[kStdin].Reset();
+  EXPECT_EQ(ReadAll(descriptors[kStdout].Get()), "late");
+  EXPECT_EQ(Finish(Late()).value, 0);
+}
+
+TEST_F(GivenLate, AStdinThatWasNeverSentGoesToTheNextFrontEnd) {
+  QueueReplayAndStart();
+  front().Close();
+  Continue();
+  Reconnect();
+  ASSERT_EQ(front().descriptors(Late()).size(), size_t{kMaxDescriptors});
+  front().descriptors(Late())[kStdin].Reset();
+  EXPECT_EQ(Finish(Late()).value, 0);
+}
+
 TEST_F(Given, AJobWithoutAStdinReadsNothing) {
   EXPECT_EQ(Run(Shell(Alice(2), "cat; readlink /proc/self/fd/0")).out, "/dev/null\n");
 }
