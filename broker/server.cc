@@ -42,13 +42,11 @@ using Jobs = std::map<JobKey, Record>;
 using JobEntry = Jobs::value_type;
 
 // The kernel closes descriptors that were sent to us when we read, or drop unread, what they came with; and closing a
-// TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, this interrupts the wait.
-struct Heartbeat {
-  static constexpr itimerval kBeat{{0, 250'000}, {0, 250'000}};
-  Heartbeat() { (void)setitimer(ITIMER_REAL, &kBeat, &outer_); }
-  ~Heartbeat() { (void)setitimer(ITIMER_REAL, &outer_, nullptr); }
-  itimerval outer_{};  // one can be inside another
-};
+// TCP socket with SO_LINGER waits. Where the kernel does not refuse them to the sender, a heartbeat interrupts that.
+void Beat(bool on) {
+  const itimerval beat{{0, on ? 250'000 : 0}, {0, on ? 250'000 : 0}};
+  (void)setitimer(ITIMER_REAL, &beat, nullptr);
+}
 
 uint64_t NowUs() {
   return static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch() / std::chrono::microseconds(1));
@@ -58,9 +56,10 @@ class Server {
  public:
   Server(Users& users, uint8_t missing, const Store& store, UniqueFd listener, uid_t peer_uid)
       : users_(users), missing_(missing), store_(store), listener_(std::move(listener)), peer_uid_(peer_uid) {}
+  ~Server() { Beat(true); }  // while its sockets, and what is unread in them, are closed
 
   void Run(StoredJobs&& jobs, UniqueFd peer, std::initializer_list<int> ends) {
-    struct sigaction interrupt {};  // no SA_RESTART: see Heartbeat
+    struct sigaction interrupt {};  // no SA_RESTART: see Beat
     interrupt.sa_handler = [](int) {};
     OrThrow(sigaction(SIGALRM, &interrupt, nullptr), "sigaction");
     for (const int end : ends)
@@ -77,7 +76,9 @@ class Server {
       epoll_event event{};
       if (epoll_wait(epoll_.Get(), &event, 1, pause_ms) != 1) continue;
       const Handler handler = handlers_.at(event.data.fd);  // a copy: it may unwatch itself
+      Beat(true);
       handler(event.events);
+      Beat(false);
     }
   }
 
@@ -121,7 +122,6 @@ class Server {
 
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
   void AcceptPeer() {
-    const Heartbeat heartbeat;
     const UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     ucred who{};
     socklen_t size = sizeof(who);
@@ -154,7 +154,6 @@ class Server {
 
   void DropPeer(const char* reason) {
     (void)fprintf(stderr, "jobbroker: front end dropped reason=\"%s\"\n", reason);
-    const Heartbeat heartbeat;
     (void)shutdown(peer_.Get(), SHUT_RDWR);  // a child has a copy until it execs
     Unwatch(peer_);
     outgoing_.clear();
@@ -162,7 +161,6 @@ class Server {
   }
 
   void ReadRequest() {
-    const Heartbeat heartbeat;
     std::string_view message;
     const Receive received = ReceiveMessage(peer_.Get(), buffer_, message);
     if (received == Receive::kNothingYet) return;

@@ -198,9 +198,12 @@ class Lingering : public BoundaryTest {
   // The broker, which is stopped, now holds the last copies, if the kernel let it have them.
   void CloseOurs() { senders_.clear(); }
   // This process must not wait for them either.
-  void TearDown() override {
+  void LingerNoMore() {
     const linger none{0, 0};
     for (const UniqueFd& sender : senders_) setsockopt(sender.Get(), SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+  }
+  void TearDown() override {
+    LingerNoMore();
     BoundaryTest::TearDown();
   }
 
@@ -236,6 +239,29 @@ TEST_F(Lingering, SocketsThrownAtTheRendezvousDoNotStallIt) {
   visitor.Close();
   ASSERT_TRUE(fresh.IsOpen());
   fresh.Greet();
+}
+
+// What the broker has not read when it ends is dropped by the closing of its sockets.
+class LingeringAtTheEnd : public Lingering {
+ protected:
+  void EndWithUnread(const FrontEnd& sender) {
+    Stop();
+    broker_.broker().Signal(SIGTERM);
+    if (sender.SendRaw(Encode(UsageRequest{Canary()}), numbers_) == 0) CloseOurs();
+    Continue();
+    EXPECT_EQ(broker_.broker().Wait(), 0);
+  }
+  void TearDown() override {
+    LingerNoMore();
+    EXPECT_FALSE(fs::exists(broker_.cgroup()));
+  }
+};
+
+TEST_F(LingeringAtTheEnd, SocketsOfTheFrontEndDoNotKeepTheJobs) { EndWithUnread(front()); }
+
+TEST_F(LingeringAtTheEnd, SocketsAtTheRendezvousDoNotKeepTheJobs) {
+  front().Close();
+  EndWithUnread(FrontEnd(broker_.Visit()));
 }
 
 }  // namespace
