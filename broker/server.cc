@@ -121,7 +121,7 @@ class Server {
   }
 
   // The rendezvous socket is never read: whoever connects is judged by the uid that the kernel recorded.
-  void AcceptPeer() {
+  void AcceptPeer() try {
     const UniqueFd visitor(accept4(listener_.Get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     ucred who{};
     socklen_t size = sizeof(who);
@@ -135,6 +135,8 @@ class Server {
     }
     std::pair<UniqueFd, UniqueFd> pair = MessageSocketPair();
     if (SendMessage(visitor.Get(), "+", std::array{pair.second.Get()}) == 0) TakePeer(std::move(pair.first));
+  } catch (const std::system_error& error) {
+    (void)fprintf(stderr, "jobbroker: no front end can come: %s\n", error.what());
   }
 
   void TakePeer(UniqueFd peer) {

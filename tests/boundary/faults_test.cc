@@ -132,6 +132,15 @@ TEST_P(OtherFaults, ARequestWhoseReadingIsInterruptedIsReadAgain) {
   for (int i = 0; i < 20; ++i) Sync();
 }
 
+TEST_P(OtherFaults, AFrontEndWithoutASocketForItCanComeAgain) {
+  front().Close();
+  Inject("socketpair:error=EMFILE");
+  EXPECT_FALSE(FrontEnd(broker_).IsOpen());
+  StopInjecting();
+  Reconnect();
+  EXPECT_TRUE(front().IsOpen());
+}
+
 TEST_P(OtherFaults, ATooManyOfDescriptorsInFlightCostsTheConnection) {
   Inject("sendmsg:error=ETOOMANYREFS:when=1");
   front().Send(StartOf(Alice(2), {"sleep", "infinity"}));
