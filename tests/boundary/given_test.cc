@@ -150,12 +150,13 @@ TEST_F(Given, AJobThatStartsWithNobodyThereKeepsItsStdinForTheNext) {
   std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '1';
   front().Send(Cat());
   Sync();
+  const size_t before = DescriptorsOf(broker_pid());
   front().Close();
   std::ofstream(broker_.cgroup() / "alice" / "cgroup.freeze") << '0';
-  const pid_t job = ProcessesIn(Leaf(Alice(2))).at(0);
-  while (ReadFile("/proc/" + std::to_string(job) + "/comm") != "cat\n") sched_yield();
-  do Reconnect();
-  while (front().held().size() == 1);  // the news of its exec is on the way
+  // The connection, the four ends that the child was given, and the status pipe.
+  while (DescriptorsOf(broker_pid()) != before - 6) sched_yield();
+  Reconnect();
+  EXPECT_TRUE(front().starting().empty());
   ASSERT_EQ(front().descriptors(Alice(2)).size(), size_t{kMaxDescriptors});
   Write(front().descriptors(Alice(2))[kStdin], "late");
   front().descriptors(Alice(2))[kStdin].Reset();
