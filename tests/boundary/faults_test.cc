@@ -1,5 +1,6 @@
 // The kernel says no, at every step of a start: that start fails, nothing is left of it, the next one works.
 #include <poll.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -130,6 +131,20 @@ TEST_P(OtherFaults, AReplyThatFindsNoRoomIsSentLater) {
 TEST_P(OtherFaults, ARequestWhoseReadingIsInterruptedIsReadAgain) {
   Inject("recvmsg:error=EINTR:when=1+2");
   for (int i = 0; i < 20; ++i) Sync();
+}
+
+// It stops when it has a table of its own, with what was low in the broker's, and has not closed any of that.
+TEST_P(OtherFaults, AViolationIsSeenAlsoWhileAChildHasACopyOfTheConnection) {
+  Inject("dup2:signal=STOP:when=1");
+  front().Send(StartOf(Alice(2), {"true"}));
+  while (ProcessesIn(Leaf(Alice(2))).empty()) sched_yield();
+  const pid_t child = ProcessesIn(Leaf(Alice(2)))[0];
+  while (DescriptorsOf(child) == DescriptorsOf(broker_pid())) sched_yield();
+  EXPECT_EQ(front().SendRaw("x"), 0);
+  EXPECT_TRUE(front().AwaitClose());
+  StopInjecting();
+  Reconnect().Send(Kill{Alice(2)});
+  EXPECT_EQ(Finish(Alice(2)).value, SIGKILL);
 }
 
 TEST_P(OtherFaults, AFrontEndWithoutASocketForItCanComeAgain) {
