@@ -5,7 +5,6 @@
 #include <seccomp.h>
 #include <sys/capability.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -17,8 +16,6 @@
 
 namespace jobworker {
 namespace {
-using Filter = std::unique_ptr<void, decltype(&seccomp_release)>;
-
 // SETUID, SETGID: become the job's user in the child. KILL: signal a job, which has another uid. cgroupfs belongs to
 // uid 0 and needs none.
 constexpr cap_value_t kKept[] = {CAP_SETUID, CAP_SETGID, CAP_KILL};
@@ -47,6 +44,16 @@ int AddRefusals(scmp_filter_ctx filter) {
     if (family == AF_UNIX || family == AF_INET || family == AF_INET6 || family == AF_NETLINK) continue;
     const scmp_arg_cmp is{0, SCMP_CMP_MASKED_EQ, UINT32_MAX, family};
     failed |= seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, &is);
+  }
+  // No namespaces, whose root could mount and more. The bit of CLONE_NEWTIME means something else to clone. No filter
+  // can see the flags of clone3, which the broker needs: its children take that from themselves.
+  for (const unsigned flag :
+       std::initializer_list<unsigned>{CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER,
+                                       CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME}) {
+    const scmp_arg_cmp is_set{0, SCMP_CMP_MASKED_EQ, flag, flag};
+    failed |= seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, &is_set);
+    if (flag == CLONE_NEWTIME) continue;
+    failed |= seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1, &is_set);
   }
   return failed;
 }
@@ -81,31 +88,9 @@ void NarrowPrivileges() {
   OrThrow(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
   OrThrow(prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl");
   KeepCapabilities();
-  const Filter filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
+  const std::unique_ptr<void, decltype(&seccomp_release)> filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
   errno = EINVAL;
   OrThrow(-static_cast<int>(filter == nullptr || AddRefusals(filter.get()) != 0), "build the seccomp filter");
   OrThrow(seccomp_load(filter.get()), "load the seccomp filter");
-}
-
-// Not in the broker's own filter: it needs clone3. No filter can see clone3's flags; after ENOSYS the C libraries use
-// clone, where the bit of CLONE_NEWTIME means something else.
-std::vector<sock_filter> NamespaceFilter() {
-  const Filter filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
-  int failed = seccomp_rule_add(filter.get(), SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-  for (const unsigned flag :
-       std::initializer_list<unsigned>{CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER,
-                                       CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME}) {
-    const scmp_arg_cmp is_set{0, SCMP_CMP_MASKED_EQ, flag, flag};
-    failed |= seccomp_rule_add_array(filter.get(), SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, &is_set);
-    if (flag == CLONE_NEWTIME) continue;
-    failed |= seccomp_rule_add_array(filter.get(), SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1, &is_set);
-  }
-  const UniqueFd file(OrThrow(memfd_create("filter", MFD_CLOEXEC), "memfd_create"));
-  errno = EINVAL;
-  OrThrow(failed | seccomp_export_bpf(filter.get(), file.Get()), "build the jobs' seccomp filter");
-  std::vector<sock_filter> program(static_cast<size_t>(lseek(file.Get(), 0, SEEK_END)) / sizeof(sock_filter));
-  const size_t bytes = program.size() * sizeof(sock_filter);
-  OrThrow(pread(file.Get(), program.data(), bytes, 0) == static_cast<ssize_t>(bytes) ? 0 : -1, "read the filter");
-  return program;
 }
 }  // namespace jobworker

@@ -1,9 +1,5 @@
-// Where the broker narrows itself, once, before it reads its first byte from the front end; and the jobs' filter.
+// Where the broker narrows itself, once, before it reads its first byte from the front end.
 #pragma once
-#include <linux/filter.h>
-
-#include <vector>
-
 namespace jobworker {
 // These throw std::system_error.
 
@@ -14,7 +10,4 @@ void NarrowDescriptors(unsigned first, unsigned count);
 // No core dump, no tracing, no_new_privs, three capabilities, and the seccomp filter that the jobs inherit. Call it
 // single-threaded. There is no way back.
 void NarrowPrivileges();
-
-// For a job's process before exec, with no_new_privs set: no namespaces, whose root could mount and more.
-std::vector<sock_filter> NamespaceFilter();
 }  // namespace jobworker
