@@ -509,6 +509,43 @@ TEST_F(Stored, WithoutAStoreOfTheirOwnNamesAreNotTrusted) {
   EXPECT_TRUE(front_->held().empty());
 }
 
+// A program cannot be given more in one string of its environment, where the names of all that is stored come.
+using ManyStored = Stored;
+
+TEST_F(ManyStored, AStartBeyondWhatTheNextBrokerCanBeToldOfFails) {
+  const std::string name(kMaxUserName, 'z'), users = ReadFile(broker_.directory() / "users");
+  Kill9();
+  broker_.WriteUsers(users + name + " uid=70110 gid=70110 jobs=max dir=" + broker_.work(name).string() + "\n");
+  StartBroker();
+  Reconnect();
+  const auto key = [&](uint64_t number) { return JobKey{name, UINT64_MAX - number}; };
+  const auto start = [&](uint64_t number) {
+    front_->Send(Start{key(number), {}, {"true"}, {}});
+    front_->AwaitOutcome(key(number));
+  };
+  constexpr uint64_t kStarts = 3000;
+  for (uint64_t number = 0; number < kStarts; ++number) start(number);
+  Restart();
+  const uint64_t there = front_->held().size();
+  EXPECT_GT(there, 2000U);
+  EXPECT_LT(there, kStarts);
+  front_->Send(Start{key(kStarts), {}, {"true"}, {}});
+  EXPECT_EQ(front_->Await<Failed>(key(kStarts)).stage, Stage::kJobs);
+  (void)front_->Await<Exited>(key(0));
+  front_->Send(Forget{key(0)});
+  front_->Send(Start{key(kStarts), {}, {"true"}, {}});
+  (void)front_->Await<Started>(key(kStarts));
+  Reconnect();
+  for (const JobKey& held : front_->held()) {
+    front_->Send(Forget{held});
+    front_->Send(Ping{});
+    (void)front_->Await<Pong>();
+  }
+  Kill9();
+  broker_.WriteUsers(users);
+  StartBroker();
+}
+
 // At the Nth call of every kind that a start, an end or a forget makes.
 class StoredAndKilledAt : public Stored, public testing::WithParamInterface<const char*> {
  protected:
