@@ -234,16 +234,12 @@ constexpr size_t DescriptorsOf(const Message& message) {
   return 0;
 }
 
-template <class Message>
-std::string Encode(Message message, auto type) {
+template <class Message, class Type = std::remove_const_t<decltype(Message::kType)>>
+std::string Encode(Message message, Type type = Message::kType) {
   ByteIo io;
   io.Number(type);
   message.Fields(io);
   return io.Take();
-}
-template <class Message>
-std::string Encode(const Message& message) {
-  return Encode(message, Message::kType);
 }
 
 // Nothing when the datagram is not exactly one valid message of a type in Variant (Request or Reply).
