@@ -285,7 +285,7 @@ class Server {
   }
 
   void WatchEnd(JobEntry& job, uint32_t events) {
-    Watch(job.second.child.pidfd.Get(), events, [this, &job](uint32_t now) { MainProcessEnded(job, now); });
+    Watch(job.second.child.pidfd.Get(), events | EPOLLET, [this, &job](uint32_t now) { MainProcessEnded(job, now); });
   }
 
   void MainProcessEnded(JobEntry& job, uint32_t events) {
@@ -294,7 +294,7 @@ class Server {
     PidfdInfo foreign;
     const int pidfd = record.child.pidfd.Get();
     if (waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd), &info, WEXITED | WNOHANG) == 0) {
-      if (info.si_pid == 0) return;
+      if (info.si_pid == 0) return;  // a tracer knows first; there is another edge when it has let go
     } else if (ioctl(pidfd, _IOWR(0xff, 11, PidfdInfo), &foreign) == 0 && (foreign.mask & PidfdInfo::kExit) != 0) {
       const int status = foreign.exit_code;
       info.si_code = WIFEXITED(status) ? CLD_EXITED : WCOREDUMP(status) ? CLD_DUMPED : CLD_KILLED;

@@ -2,10 +2,13 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <fstream>
 #include <sstream>
@@ -118,6 +121,14 @@ TEST_F(Jobs, TheSignalIsExactAndThereIsNoCore) {
   }
 }
 
+TEST_F(Jobs, TheCountersOfOneThatHasEndedStay) {
+  (void)Begin(Shell(Alice(2), "for i in 1 2 3 4 5 6 7 8 9; do /bin/true; done"));
+  const auto exited = front().Await<Exited>(Alice(2));
+  EXPECT_GT(exited.counters[kCpuUser] + exited.counters[kCpuSystem], 0U);
+  front().Send(UsageRequest{Alice(2)});
+  EXPECT_EQ(front().Await<UsageIs>(Alice(2)).counters, exited.counters);
+}
+
 TEST_F(Jobs, OutputIsExactOnBothStreams) {
   const Outcome outcome = Run(Shell(Alice(2), "printf 'a\\0b'; printf 'c\\377' >&2; cat"));
   EXPECT_EQ(outcome.out, std::string("a\0b", 3));
@@ -197,6 +208,25 @@ TEST_F(Jobs, OneThatFillsItsPipeWithoutAReaderCanBeKilled) {
   const std::vector<UniqueFd> output = Begin(StartOf(Alice(2), {"yes"}));
   for (int waiting = 0; waiting < 4096; sched_yield()) ASSERT_EQ(ioctl(output[0].Get(), FIONREAD, &waiting), 0);
   front().Send(Kill{Alice(2)});
+  EXPECT_EQ(Finish(Alice(2)).value, SIGKILL);
+}
+
+// As another process of the job can: its parent is not told of its end before its tracer is.
+TEST_F(Jobs, OneWhoseEndATracerKeepsToItselfDoesNotKeepTheBrokerBusy) {
+  (void)Begin(StartOf(Alice(2), {"sleep", "infinity"}));
+  const pid_t main_process = ProcessesIn(Leaf(Alice(2))).at(0);
+  ASSERT_EQ(ptrace(PTRACE_SEIZE, main_process, nullptr, nullptr), 0);
+  front().Send(jobworker::Signal{Alice(2), SIGKILL});
+  siginfo_t end{};
+  ASSERT_EQ(waitid(P_PID, static_cast<id_t>(main_process), &end, WEXITED | WNOWAIT), 0);
+  Sync();
+  // One that is busy is seen asleep once in a while.
+  const auto guard = std::chrono::steady_clock::now() + std::chrono::milliseconds(kHangMs);
+  for (int asleep = 0; asleep < 100 && std::chrono::steady_clock::now() < guard; sched_yield()) {
+    asleep = StatusLine(broker_pid(), "State").at(0) == "S" ? asleep + 1 : 0;
+  }
+  EXPECT_LT(std::chrono::steady_clock::now(), guard);
+  EXPECT_EQ(waitpid(main_process, nullptr, __WALL), main_process);
   EXPECT_EQ(Finish(Alice(2)).value, SIGKILL);
 }
 
