@@ -201,6 +201,17 @@ TEST_F(Requests, WithLimitsAtTheCeiling) {
   Finish(start.key);
 }
 
+// What acts on a job without a limit of its own is its user's ceiling.
+TEST_F(Requests, WithNoLimitsHaveTheCeiling) {
+  front().Send(StartOf(Alice(2), {"true"}));
+  const auto started = front().Await<Started>(Alice(2));
+  for (const auto& [limit, controller, ceiling] :
+       {std::tuple{kCpuLimit, kCpu, 2000U}, {kMemoryLimit, kMemory, 268435456U}, {kPidsLimit, kPids, 128U}}) {
+    EXPECT_EQ(started.limits[limit], (started.missing & controller) == 0 ? ceiling : kUnlimited) << limit;
+  }
+  Finish(Alice(2));
+}
+
 TEST_F(Requests, WithDescriptors) {
   const size_t before = DescriptorsOf(broker_pid());
   for (const size_t count : {1U, 10U, 253U}) {

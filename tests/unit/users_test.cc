@@ -84,7 +84,8 @@ TEST(Users, LinesThatAreWrongAreRefusedWithTheirNumber) {
         "bob uid=2000 gid=2000 dir=b", "bob uid=2000 gid=2000 dir=/", "bob uid=2000 gid=2000 dir=/b/",
         "bob uid=2000 gid=2000 dir=", "bob uid=2000 gid=2000 dir=/b color=red", "bob uid=2000 uid=2001 gid=2000 dir=/b",
         "bob uid=2000 gid=2000 dir=/b job-jobs=1", "bob uid=2000 gid=2000 dir=/b job-uid=1", "bob uid 2000",
-        "Bob uid=2000 gid=2000 dir=/b", "../bob uid=2000 gid=2000 dir=/b", "1000 uid=2000 gid=2000 dir=/b"}) {
+        "Bob uid=2000 gid=2000 dir=/b", "abcdefghijklmnopqrstuvwxyz0123456 uid=2000 gid=2000 dir=/b",
+        "../bob uid=2000 gid=2000 dir=/b", "1000 uid=2000 gid=2000 dir=/b"}) {
     const std::string why = WhyRefused(good + bad);
     EXPECT_NE(why.find("line 3: "), why.npos) << bad << " -> " << why;
   }
