@@ -34,6 +34,19 @@ TEST_F(Connections, ASecondFrontEndIsRefusedAndTheFirstGoesOn) {
   EXPECT_EQ(Run(StartOf(Alice(2), {"true"})).exited.value, 0);
 }
 
+TEST_F(Connections, WhatTheyTalkToHasThreeCapabilitiesAndCanGetNoMore) {
+  const std::string nothing = "0000000000000000", setuid_setgid_kill = "00000000000000e0";
+  for (const auto& [name, value] : {std::pair{"CapPrm", setuid_setgid_kill},
+                                    {"CapEff", setuid_setgid_kill},
+                                    {"CapInh", nothing},
+                                    {"CapBnd", nothing},
+                                    {"CapAmb", nothing},
+                                    {"NoNewPrivs", std::string("1")},
+                                    {"Seccomp", std::string("2")}}) {
+    EXPECT_EQ(StatusLine(broker_pid(), name), std::vector<std::string>{value}) << name;
+  }
+}
+
 TEST_F(Connections, AnotherUidIsRefused) {
   front().Close();
   for (const uid_t uid : {kAliceUid, kBobUid, uid_t{65534}, kFrontEndUid + 1}) {

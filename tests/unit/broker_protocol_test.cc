@@ -225,6 +225,7 @@ TEST(BrokerProtocol, AYesOrNoIsOneOrZero) {
     EXPECT_EQ(AcceptsReply(Encode(Job{kKey, {}, 0, value})), i <= 1) << i;
     EXPECT_EQ(AcceptsReply(Encode(Started{kKey, {}, 0, value})), i <= 1) << i;
     EXPECT_EQ(AcceptsReply(Encode(Job{kKey, {}, 0, 0, 1, value})), i <= 1) << i;
+    EXPECT_EQ(AcceptsReply(Encode(UserIs{"alice", value})), i <= 1) << i;
   }
 }
 
