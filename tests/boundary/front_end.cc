@@ -72,6 +72,7 @@ void FrontEnd::SendWaiting(const std::string& bytes) const {
 Welcome FrontEnd::Greet() {
   Send(Hello{});
   const auto welcome = Await<Welcome>();
+  EXPECT_TRUE(pending_.empty()) << "it comes after what was meant for another front end";
   held_.clear();
   starting_.clear();
   descriptors_.clear();
