@@ -11,7 +11,7 @@ namespace jobworker {
 namespace {
 
 // As protobuf writes it, but the output's bytes stay where they are: they are shared by all followers of the job.
-grpc::ByteBuffer WithLog(const WorkerResponse& response, std::shared_ptr<const std::string> log) {
+grpc::ByteBuffer WithLog(const WorkerResponse& response, std::shared_ptr<const std::string_view> log) {
   using Output = google::protobuf::io::CodedOutputStream;
   constexpr uint32_t kTag = WorkerResponse::kLogFieldNumber << 3 | 2;  // length-delimited
   const auto size = static_cast<uint32_t>(log->size());
@@ -20,7 +20,7 @@ grpc::ByteBuffer WithLog(const WorkerResponse& response, std::shared_ptr<const s
   uint8_t* at = response.SerializeWithCachedSizesToArray(const_cast<uint8_t*>(head.begin()));
   at = Output::WriteVarint32ToArray(kTag, at);
   (void)Output::WriteVarint32ToArray(size, at);
-  using Owner = std::shared_ptr<const std::string>;
+  using Owner = std::shared_ptr<const std::string_view>;
   auto* const owner = new Owner(std::move(log));
   const auto drop = [](void* owned) { delete static_cast<Owner*>(owned); };
   const grpc::Slice slices[] = {std::move(head),

@@ -20,7 +20,7 @@ struct FollowSpec {
 };
 
 // Writes the job's status, then its output as the client takes it, then the end. It holds one response at a time, so a
-// slow client costs that and its HTTP/2 window.
+// client that stalls costs that: a chunk (see Journal::kChunkMemory), or nothing where others have the same one.
 class Follower final : public CallHandler, public OutputReader, public std::enable_shared_from_this<Follower> {
  public:
   Follower(std::shared_ptr<Call> call, const FollowSpec& spec);

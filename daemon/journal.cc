@@ -37,17 +37,21 @@ bool WriteAt(int fd, uint64_t offset, const void* bytes, size_t size) {
 bool WriteWord(int fd, Header word, uint64_t value) { return WriteAt(fd, word * kWord, &value, kWord); }
 
 // As much as there is; less than that only when it fails, and then `error` is the errno.
-std::string ReadAt(int fd, uint64_t offset, size_t size, int* error = nullptr) {
-  std::string bytes(size, '\0');
+size_t ReadInto(int fd, uint64_t offset, char* bytes, size_t size, int* error = nullptr) {
   size_t done = 0;
   while (done < size) {
-    const ssize_t got = pread(fd, bytes.data() + done, size - done, static_cast<off_t>(offset + done));
+    const ssize_t got = pread(fd, bytes + done, size - done, static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && error != nullptr) *error = errno;
     if (got <= 0) break;
     done += static_cast<size_t>(got);
   }
-  bytes.resize(done);
+  return done;
+}
+
+std::string ReadAt(int fd, uint64_t offset, size_t size, int* error = nullptr) {
+  std::string bytes(size, '\0');
+  bytes.resize(ReadInto(fd, offset, bytes.data(), size, error));
   return bytes;
 }
 
@@ -79,6 +83,23 @@ void PunchHole(int fd, uint64_t& from, uint64_t to) {
   } while (result != 0 && errno == EINTR);
   if (result == 0) from = to;  // else the next one tries again
 }
+
+std::atomic<size_t> chunk_memory = 0;  // that all Blocks take
+
+// What a chunk's bytes are in.
+struct Block {
+  Block(int fd, uint64_t begin, size_t most)
+      : size(most),
+        memory(std::make_unique_for_overwrite<char[]>(most)),
+        bytes(memory.get(), ReadInto(fd, begin, memory.get(), most)) {
+    chunk_memory += size;
+  }
+  Block(const Block&) = delete;
+  ~Block() { chunk_memory -= size; }
+  const size_t size;
+  const std::unique_ptr<char[]> memory;
+  const std::string_view bytes;
+};
 
 void Tell(const std::vector<std::shared_ptr<OutputReader>>& readers) {
   for (const std::shared_ptr<OutputReader>& reader : readers) reader->OutputReady();
@@ -211,7 +232,7 @@ ssize_t Journal::Take(OutputStream stream, int pipe, size_t most) {
   const ssize_t size = splice(pipe, nullptr, data_.Get(), &offset, most, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
   if (size <= 0) return size;
   std::vector<std::shared_ptr<OutputReader>> ready;
-  std::shared_ptr<const std::string> shared;  // kept until all who waited have come for it
+  std::shared_ptr<const std::string_view> shared;  // kept until all who waited have come for it
   {
     const std::lock_guard lock(mutex_);
     const uint64_t begin = end_;
@@ -319,13 +340,15 @@ std::optional<Journal::Segment> Journal::SegmentAt(uint64_t offset) const {
 
 // Chunks end at multiples of their size, so that readers who began at different places come to share them.
 uint64_t Journal::ChunkEnd(const Segment& segment, uint64_t begin) {
-  return std::min(segment.end, (begin / kMaxChunk + 1) * kMaxChunk);
+  const size_t size = chunk_memory < kChunkMemory ? kMaxChunk : kSmallChunk;
+  return std::min(segment.end, (begin / size + 1) * size);
 }
 
-std::shared_ptr<const std::string> Journal::Share(uint64_t begin, uint64_t end) {
-  std::shared_ptr<const std::string> bytes = shared_.lock();
+std::shared_ptr<const std::string_view> Journal::Share(uint64_t begin, uint64_t end) {
+  std::shared_ptr<const std::string_view> bytes = shared_.lock();
   if (bytes != nullptr && shared_begin_ == begin && bytes->size() == end - begin) return bytes;
-  bytes = std::make_shared<const std::string>(ReadAt(data_.Get(), begin, end - begin));
+  const auto block = std::make_shared<const Block>(data_.Get(), begin, end - begin);
+  bytes = {block, &block->bytes};
   shared_begin_ = begin;
   shared_ = bytes;
   return bytes;

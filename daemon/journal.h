@@ -18,6 +18,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tl/expected.hpp>
 #include <vector>
 
@@ -62,7 +63,10 @@ struct InputProgress {
 
 class Journal {
  public:
-  static constexpr size_t kMaxChunk = 64 * 1024;
+  // Fewer and larger messages cost less; small ones, once chunks of all journals together take kChunkMemory, bound what
+  // followers that do not go on can hold.
+  static constexpr size_t kMaxChunk = 256 * 1024, kSmallChunk = 64 * 1024;
+  static constexpr size_t kChunkMemory = 16 * 1024 * 1024;
 
   enum class Outcome {
     kBytes,      // some bytes, or a gap, or a gap and bytes
@@ -76,7 +80,7 @@ class Journal {
     uint64_t offset = 0;   // of the first byte; without bytes, the reader's new position
     uint64_t time_us = 0;  // when they were read from the job, UTC, to a tenth of a second
     uint64_t dropped = 0;  // bytes before `offset` that the reader asked for and retention has removed
-    std::shared_ptr<const std::string> bytes;  // at most kMaxChunk; shared among readers; null without any
+    std::shared_ptr<const std::string_view> bytes;  // at most kMaxChunk; shared among readers; null without any
   };
 
   // Takes the memfds over, empty ones or those that another front end has left. `damage` says what could not be read:
@@ -162,7 +166,7 @@ class Journal {
   void Account();
   [[nodiscard]] std::optional<Segment> SegmentAt(uint64_t offset) const;
   static uint64_t ChunkEnd(const Segment& segment, uint64_t begin);
-  std::shared_ptr<const std::string> Share(uint64_t begin, uint64_t end);
+  std::shared_ptr<const std::string_view> Share(uint64_t begin, uint64_t end);
   Chunk ReadLocked(OutputCursor& cursor);
   void WalkBack(std::optional<OutputStream> only, const std::function<bool(uint64_t begin, uint64_t end)>& more) const;
   void Finish(Outcome outcome);
@@ -184,7 +188,7 @@ class Journal {
   std::function<void()> progress_;
   // What was read last, for whoever comes to the same place while somebody still has it.
   uint64_t shared_begin_ = 0;
-  std::weak_ptr<const std::string> shared_;
+  std::weak_ptr<const std::string_view> shared_;
 };
 
 }  // namespace jobworker

@@ -224,6 +224,23 @@ TEST_F(JournalTest, ReadersShareAChunkWhileSomebodyHasIt) {
   EXPECT_EQ(*bytes, std::string(kChunk, 'x'));
 }
 
+// What followers hold who do not go on is bounded: once there is much of it, chunks are small, until it is let go.
+TEST_F(JournalTest, ChunksAreSmallWhileManyAreHeld) {
+  std::vector<std::shared_ptr<const std::string_view>> held;
+  OutputCursor cursor;
+  for (size_t i = 0; i < Journal::kChunkMemory / kChunk; ++i) {
+    Put(std::string(kChunk, 'x'));
+    held.push_back(Read(cursor).bytes);
+    ASSERT_EQ(held.back()->size(), kChunk);
+  }
+  Put(std::string(2 * kChunk, 'y'));
+  const auto small = Read(cursor).bytes;
+  EXPECT_EQ(*small, std::string(Journal::kSmallChunk, 'y'));
+  held.pop_back();
+  EXPECT_EQ(*Read(cursor).bytes, std::string(kChunk - Journal::kSmallChunk, 'y'));
+  EXPECT_EQ(*Read(cursor).bytes, std::string(kChunk, 'y'));
+}
+
 TEST_F(JournalTest, AChunkThatHasGrownIsReadAnew) {
   Put("abc");
   OutputCursor first, second;
@@ -242,7 +259,7 @@ TEST_F(JournalTest, WhoWaitedTogetherShares) {
     void OutputReady() override { bytes = journal.Read(cursor, nullptr).bytes; }
     Journal& journal;
     OutputCursor cursor;
-    std::shared_ptr<const std::string> bytes;
+    std::shared_ptr<const std::string_view> bytes;
   };
   std::vector<std::shared_ptr<Follower>> followers;
   for (int i = 0; i < 3; ++i) {

@@ -89,7 +89,7 @@ inline std::string ReadAll(Journal& journal, OutputCursor cursor = {}) {
     } else {
       all += (all.empty() ? "" : " ") + std::string(1, stream) + "'";
     }
-    all += *chunk.bytes + "'";
+    all.append(*chunk.bytes) += '\'';
     last = stream;
     next = chunk.offset + chunk.bytes->size();
     EXPECT_EQ(cursor.offset, next);
