@@ -1,11 +1,13 @@
 #include "daemon/job_table.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
 #include <algorithm>
 #include <csignal>
+#include <utility>
 
 #include "daemon/api.h"
 #include "daemon/clock.h"
@@ -20,7 +22,9 @@ using std::chrono::microseconds, std::chrono::milliseconds;
 
 constexpr OutputStream kStreams[] = {OutputStream::kStdout, OutputStream::kStderr};
 constexpr size_t kTakeAtMost = size_t{1} << 20;  // of one pipe, before others have their turn
-constexpr milliseconds kTryAgain{100};           // when the kernel could not move a pipe's bytes
+constexpr ssize_t kBusyTake = 64 * 1024;         // at once: a pipe as it is made was full
+constexpr int kBusyPipe = 512 * 1024;
+constexpr milliseconds kTryAgain{100};  // when the kernel could not move a pipe's bytes
 
 void LogEnd(const JobResult& result) {
   constexpr std::string_view kWhat[] = {"code", "signal", "unknown"};
@@ -342,6 +346,11 @@ void JobTable::ReadPipe(const JobKey& key, size_t index) {
   Entry& entry = jobs_.at(key);
   const ssize_t size = entry.view->journal->Take(kStreams[index], entry.pipes[index].Get(), kTakeAtMost);
   if (size > 0) metrics::OutputTaken(static_cast<uint64_t>(size));
+  if (size >= kBusyTake && !std::exchange(entry.widened[index], true)) {
+    // A process that fills its pipe is stopped and woken for every turn of this loop. Not before it does: what the
+    // pipes of the broker's account may hold together is bounded (pipe(7)), and without room this one stays as it is.
+    (void)fcntl(entry.pipes[index].Get(), F_SETPIPE_SZ, kBusyPipe);
+  }
   if (size > 0) return CheckOutput(key, entry);
   if (size == 0) return ClosePipe(entry, index);
   if (errno == EAGAIN || errno == EINTR) return;

@@ -148,6 +148,7 @@ class JobTable : public BrokerEvents {
     std::optional<EventLoop::Clock::time_point> asked;  // for, of this front end
     std::shared_ptr<JobView> view;
     std::array<UniqueFd, 2> pipes;  // by OutputStream
+    std::array<bool, 2> widened{};  // the pipes that were full once
     bool waits = false;             // for followers to read, before more is taken
     uint64_t greeting = 0;          // the last one in which the broker had it
     StopState stop;
