@@ -54,6 +54,15 @@ bool HasPublishedKey(X509* certificate) {
   return ASN1_STRING_cmp(X509_get0_pubkey_bitstr(certificate), published) == 0;
 }
 
+bool IsPublished(X509* certificate) {
+  const Certificate authority = Parse(kPublishedAuthority);
+  // BoringSSL of this age has no X509_get0_pubkey.
+  const Key key(X509_get_pubkey(authority.get()), &EVP_PKEY_free);
+  const bool issued = key && X509_verify(certificate, key.get()) == 1;
+  ERR_clear_error();
+  return issued;
+}
+
 // Who trusts the published authority lets everybody in as any of its users, whatever certificate of one's own is shown.
 bool TrustsPublished(std::string_view authorities_pem) {
   const Bio bio = Borrow(authorities_pem);
@@ -82,8 +91,9 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
   if (!certificate) return Because(certificate.error());
   const Certificate parsed = Parse(*certificate);
   if (!parsed) return Because(base + ".pem is not a certificate in PEM form");
-  const auto rule = IsPublished(*certificate) ? FileRule::kAny : FileRule::kNobodyElseReads;
-  const tl::expected<std::string, std::string> read = key != nullptr ? *key : ReadFile(base + "-key.pem", rule);
+  tl::expected<std::string, std::string> read =
+      key != nullptr ? *key : ReadFile(base + "-key.pem", FileRule::kNobodyElseReads);
+  if (!read && IsPublished(parsed.get())) read = ReadFile(base + "-key.pem", FileRule::kAny);
   if (!read) return Because(read.error());
   if (!IsKeyOf(parsed.get(), *read)) {
     return Because(
@@ -107,13 +117,8 @@ bool TlsTakes(const TlsFiles& files) {
 }
 
 bool IsPublished(std::string_view certificate_pem) {
-  const Certificate authority = Parse(kPublishedAuthority);
   const Certificate certificate = Parse(certificate_pem);
-  // BoringSSL of this age has no X509_get0_pubkey.
-  const Key key(X509_get_pubkey(authority.get()), &EVP_PKEY_free);
-  const bool issued = key && certificate && X509_verify(certificate.get(), key.get()) == 1;
-  ERR_clear_error();
-  return issued;
+  return certificate && IsPublished(certificate.get());
 }
 
 tl::expected<void, std::string> CheckListenHost(const std::string& host, const TlsFiles& files) {
