@@ -29,7 +29,4 @@ static_library(PkgConfig::GRPC INCLUDE ${JOBWORKER_BORINGSSL}/include
 static_library(PkgConfig::OPENSSL INCLUDE ${JOBWORKER_BORINGSSL}/include NAMES ssl crypto)
 static_library(PkgConfig::LIBCAP NAMES cap)
 static_library(PkgConfig::LIBSECCOMP NAMES seccomp)
-# Debian has no static one.
-add_library(fmt::fmt INTERFACE IMPORTED GLOBAL)
-target_compile_definitions(fmt::fmt INTERFACE FMT_HEADER_ONLY=1)
 add_link_options(-static-libstdc++ -static-libgcc)
