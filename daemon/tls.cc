@@ -110,7 +110,12 @@ bool TlsTakes(const TlsFiles& files) {
   const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_server_method()), &SSL_CTX_free);
   const Certificate certificate = Parse(files.certificate);
   const Key key = ParseKey(files.key);
-  const bool takes = context && certificate && key && SSL_CTX_use_certificate(context.get(), certificate.get()) == 1 &&
+  // BoringSSL takes an RSA key of any size, and then no handshake with a small one comes to its end. OpenSSL's default
+  // level, as Debian sets it, has the same bound.
+  constexpr int kLeastRsaBits = 2048;
+  const bool small = key && EVP_PKEY_id(key.get()) == EVP_PKEY_RSA && EVP_PKEY_bits(key.get()) < kLeastRsaBits;
+  const bool takes = context && certificate && key && !small &&
+                     SSL_CTX_use_certificate(context.get(), certificate.get()) == 1 &&
                      SSL_CTX_use_PrivateKey(context.get(), key.get()) == 1;
   ERR_clear_error();
   return takes;

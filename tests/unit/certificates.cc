@@ -1,11 +1,11 @@
 #include "tests/unit/certificates.h"
 
-#include <openssl/ec.h>
 #include <openssl/pem.h>
-#include <openssl/rsa.h>
 #include <openssl/x509v3.h>
 
 #include <cstdio>
+
+#include "tests/unit/new_key.h"
 
 namespace jobworker::testing {
 
@@ -15,11 +15,6 @@ void Demand(bool holds, const char* what) {
   if (holds) return;
   (void)fprintf(stderr, "test certificates: %s\n", what);
   abort();
-}
-
-std::shared_ptr<EVP_PKEY> NewKey(int rsa_bits) {
-  EVP_PKEY* const key = rsa_bits == 0 ? EVP_EC_gen("P-256") : EVP_RSA_gen(static_cast<unsigned>(rsa_bits));
-  return {key, EVP_PKEY_free};
 }
 
 // A type that is not one of the MBSTRING ones makes OpenSSL take the bytes unseen.
@@ -48,7 +43,7 @@ void AddExtensions(X509* certificate, X509* issuer, const Extensions& extensions
 
 KeyedCertificate Make(const CertificateSpec& spec, const KeyedCertificate* issuer, int rsa_bits = 0) {
   static long serial = 0;
-  const KeyedCertificate made{{X509_new(), X509_free}, NewKey(rsa_bits)};
+  const KeyedCertificate made{{X509_new(), X509_free}, {NewKey(rsa_bits), EVP_PKEY_free}};
   X509* certificate = made.certificate.get();
   X509* authority = issuer != nullptr ? issuer->certificate.get() : certificate;
   X509_set_version(certificate, 2);
@@ -82,8 +77,9 @@ std::string KeyedCertificate::Pem() const {
 
 std::string KeyedCertificate::KeyPem(const std::string& passphrase) const {
   BIO* bio = BIO_new(BIO_s_mem());
-  PEM_write_bio_PKCS8PrivateKey(bio, key.get(), passphrase.empty() ? nullptr : EVP_aes_256_cbc(), passphrase.data(),
-                                static_cast<int>(passphrase.size()), nullptr, nullptr);
+  std::string secret = passphrase;
+  PEM_write_bio_PKCS8PrivateKey(bio, key.get(), secret.empty() ? nullptr : EVP_aes_256_cbc(), secret.data(),
+                                static_cast<int>(secret.size()), nullptr, nullptr);
   return Drain(bio);
 }
 

@@ -25,6 +25,7 @@
 #include <thread>
 
 #include "common/unique_fd.h"
+#include "tests/unit/new_key.h"
 
 namespace jobworker::testing {
 
@@ -41,7 +42,7 @@ using Key = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
 // A certificate with its key; self-signed without an issuer.
 struct Pair {
   explicit Pair(const char* name, const Pair* issuer = nullptr, const char* host = nullptr, long seconds = 3600)
-      : key(EVP_EC_gen("P-256")), certificate(X509_new()) {
+      : key(NewKey()), certificate(X509_new()) {
     X509* const x = certificate.get();
     X509_set_version(x, 2);
     ASN1_INTEGER_set(X509_get_serialNumber(x), 1);

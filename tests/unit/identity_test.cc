@@ -163,7 +163,9 @@ TEST(Identity, NameThatTheTlsLibraryReadDifferently) {
 }
 
 TEST(Identity, SelfSigned) {
-  ExpectRefused(Identify(testing::SelfSigned({{"alice"}}).Pem(), {"alice"}), "refused: self-signed certificate");
+  const auto user = Identify(testing::SelfSigned({{"alice"}}).Pem(), {"alice"});
+  ExpectRefused(user, "refused: self");  // "self-signed", "self signed"
+  ExpectRefused(user, "signed certificate");
 }
 
 TEST(Identity, ForeignAuthority) {
@@ -349,16 +351,13 @@ TEST_F(Lists, MustBeAsTheyWereSigned) {
       PEM_read_bio_X509_CRL(bio.get(), nullptr, nullptr, nullptr), &X509_CRL_free);
   unsigned char* der = nullptr;
   const int size = i2d_X509_CRL(read.get(), &der);
-  std::string bytes(reinterpret_cast<const char*>(der), static_cast<size_t>(size));
+  der[size - 1] = static_cast<unsigned char>(der[size - 1] ^ 1);
+  const std::unique_ptr<BIO, decltype(&BIO_free)> changed(BIO_new(BIO_s_mem()), &BIO_free);
+  PEM_write_bio(changed.get(), "X509 CRL", "", der, size);
   OPENSSL_free(der);
-  bytes.back() = static_cast<char>(bytes.back() ^ 1);
-  std::string base64((bytes.size() + 2) / 3 * 4 + 1, '\0');
-  EVP_EncodeBlock(reinterpret_cast<unsigned char*>(base64.data()), reinterpret_cast<const unsigned char*>(bytes.data()),
-                  size);
-  base64.pop_back();
-  for (size_t at = 64; at < base64.size(); at += 65) base64.insert(at, "\n");
-  ExpectBad("-----BEGIN X509 CRL-----\n" + base64 + "\n-----END X509 CRL-----\n",
-            "it has a list that no authority in ca.pem has signed");
+  char* text = nullptr;
+  const long length = BIO_get_mem_data(changed.get(), &text);
+  ExpectBad(std::string(text, static_cast<size_t>(length)), "it has a list that no authority in ca.pem has signed");
 }
 
 TEST_F(Lists, MustBeWholeAndOfTheOneKind) {
@@ -372,7 +371,7 @@ TEST_F(Lists, MustBeWholeAndOfTheOneKind) {
   }
   const std::string special = "it has a list that is not a plain one";
   ExpectBad(ListOf({{}, {{"issuingDistributionPoint", "critical,onlyuser:TRUE"}}}, Anchor()), special);
-  ExpectBad(ListOf({{}, {{"2.5.29.27", "critical,DER:020101"}}}, Anchor()), special);
+  ExpectBad(ListOf({{}, {{"2.5.29.20", "DER:020107"}, {"2.5.29.27", "critical,DER:020101"}}}, Anchor()), special);
   ExpectBad(ListOf({{}, {}, -60, std::nullopt}, Anchor()), "it has a list that does not say when it runs out");
   EXPECT_TRUE(Identify(good_, ListOf({{}, {{"2.5.29.20", "DER:020107"}}}, Anchor())));
 }
