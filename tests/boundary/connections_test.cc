@@ -45,6 +45,10 @@ TEST_F(Connections, WhatTheyTalkToHasThreeCapabilitiesAndCanGetNoMore) {
                                     {"Seccomp", std::string("2")}}) {
     EXPECT_EQ(StatusLine(broker_pid(), name), std::vector<std::string>{value}) << name;
   }
+  // What it was started with is closed.
+  for (const auto& fd : fs::directory_iterator("/proc/" + std::to_string(broker_pid()) + "/fd")) {
+    EXPECT_NE(fs::read_symlink(fd), "/") << fd;
+  }
 }
 
 TEST_F(Connections, AnotherUidIsRefused) {

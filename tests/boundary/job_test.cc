@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -81,6 +82,19 @@ TEST_F(Jobs, AJobHasWhatItWasGivenAndNothingElse) {
   EXPECT_EQ(environment,
             (std::vector<std::string>{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + broker_.work("alice").string(),
                                       "USER=alice", "LOGNAME=alice", "SHELL=/bin/sh", "LANG=C.UTF-8", "JOB_ID=7"}));
+}
+
+TEST_F(Jobs, CgroupsAreRootsAndAUsersIsOpenToTheirGroupAlone) {
+  (void)Begin(StartOf(Alice(2), {"sleep", "infinity"}));
+  for (const auto& [directory, group, mode] : {std::tuple{Leaf(Alice(2)).parent_path(), gid_t{kAliceUid}, 0750U},
+                                               {Leaf(Canary()).parent_path(), gid_t{kBobUid}, 0750U},
+                                               {Leaf(Alice(2)), gid_t{0}, 0755U}}) {
+    struct stat info {};
+    ASSERT_EQ(stat(directory.c_str(), &info), 0);
+    EXPECT_EQ(info.st_uid, 0U) << directory;
+    EXPECT_EQ(info.st_gid, group) << directory;
+    EXPECT_EQ(info.st_mode & 07777, mode) << directory;
+  }
 }
 
 TEST_F(Jobs, TheEscapeKitGetsNothing) {

@@ -193,6 +193,13 @@ TEST_F(StartUp, UsersFilesThatAreWrongAreRefusedByLine) {
   ExpectUsersRefused("# nobody\n", {File(), "no user"});
 }
 
+TEST_F(StartUp, ItHasAStdinWhenItWasStartedWithout) {
+  broker_.Start(Mode::kDeployed, 0, [] { close(0); });
+  EXPECT_EQ(fs::read_symlink("/proc/" + std::to_string(broker_.broker().pid()) + "/fd/0"), "/dev/null");
+  broker_.broker().Signal(SIGTERM);
+  EXPECT_EQ(broker_.broker().Wait(), 0);
+}
+
 TEST_F(StartUp, AUsersFileThatOthersCanWriteIsRefused) {
   for (const int mode : {0664, 0646, 0666, 0602}) {
     fs::permissions(File(), fs::perms(mode));

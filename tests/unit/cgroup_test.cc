@@ -96,6 +96,14 @@ TEST_F(Cgroup, ALimitThatCannotBeWrittenIsAnError) {
   EXPECT_TRUE(Try(ApplyLimits, fd_.Get(), kNoLimits, uint8_t{0}, dev_t{0}).has_value());
 }
 
+TEST_F(Cgroup, AKernelWithoutSwapHasNothingToForbid) {
+  Write("memory.max", "");
+  Limits limits = kNoLimits;
+  limits[kMemoryLimit] = 4096;
+  EXPECT_TRUE(Try(ApplyLimits, fd_.Get(), limits, uint8_t{0}, dev_t{0}).has_value());
+  EXPECT_EQ(Read("memory.max"), "4096");
+}
+
 TEST_F(Cgroup, ACpuLimitThatWouldOverflowIsAnError) {
   WriteAllLimitFiles();
   Limits limits = kNoLimits;
@@ -133,6 +141,10 @@ TEST_F(Cgroup, CountsProcesses) {
   EXPECT_EQ(CountProcesses(fd_.Get()), 0U);
   Write("cgroup.procs", "1\n22\n333\n");
   EXPECT_EQ(CountProcesses(fd_.Get()), 3U);
+  std::string many;
+  for (int pid = 1000; pid < 4000; ++pid) many += std::to_string(pid) + "\n";
+  Write("cgroup.procs", many);
+  EXPECT_EQ(CountProcesses(fd_.Get()), 3000U);
 }
 
 TEST_F(Cgroup, TellsWhoseMemoryLimitKilled) {
