@@ -367,8 +367,8 @@ class DamageTest(FaultsTest):
             self.damage(word, how)
         server = self.start_again()
         for job_id in (ended.id, running, stopped):
-            self.assertRegex(server.log(), f'job taken over user=alice job={job_id} .*damage="[a-z]')
-        self.assertRegex(server.log(), f'job={whole.id} .*damage=none')
+            server.wait_for_line(f'job taken over user=alice job={job_id} .*damage="[a-z]')
+        server.wait_for_line(f'job={whole.id} .*damage=none')
         # Its end is the broker's to know; what it wrote is gone, and that is said.
         answers = self.query(ended.id)
         ended.took_end(answers[-1].end)
@@ -380,7 +380,7 @@ class DamageTest(FaultsTest):
         gate.release()
         self.check_second_part(running)
         self.site.kill_front_end()
-        self.assertRegex(self.start_again().log(), f'job={running} output=110000 ')
+        self.start_again().wait_for_line(f'job={running} output=110000 ')
         self.check_second_part(running)
         # Forgotten like any other, when newer ones have ended.
         for _ in range(4):
