@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 
 namespace jobworker {
@@ -105,6 +106,15 @@ void BoundaryTest::Stop() const {
   kill(broker_pid_, SIGSTOP);
   // There is no event for the stop of another's child.
   while (StatusLine(broker_pid_, "State").at(0) != "T") sched_yield();
+}
+
+void BoundaryTest::AwaitIdle() const {
+  // One that is busy is seen asleep too, but not every time.
+  const auto guard = std::chrono::steady_clock::now() + std::chrono::milliseconds(kHangMs);
+  for (int asleep = 0; asleep < 100 && std::chrono::steady_clock::now() < guard; sched_yield()) {
+    asleep = StatusLine(broker_pid_, "State").at(0) == "S" ? asleep + 1 : 0;
+  }
+  EXPECT_LT(std::chrono::steady_clock::now(), guard) << "the broker is busy";
 }
 
 void BoundaryTest::Continue() const { kill(broker_pid_, SIGCONT); }

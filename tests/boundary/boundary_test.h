@@ -44,6 +44,8 @@ class BoundaryTest : public testing::Test {
   // The broker does nothing in between.
   void Stop() const;
   void Continue() const;
+  // The broker has nothing to do.
+  void AwaitIdle() const;
   // Kills and forgets all jobs but the canary, on a new connection.
   void ForgetAll();
 

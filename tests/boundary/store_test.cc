@@ -392,6 +392,25 @@ TEST_F(Stored, AnEndThatWasToldIsToldAgainTheSame) {
   EXPECT_TRUE(front_->held().empty());
 }
 
+// As after a kill between the two.
+TEST_F(Stored, AnEndTakesThePlaceOfAJobThatWasNotDropped) {
+  Reconnect();
+  Begin(StartOf(1, {"sleep", "infinity"}));
+  systemd_->Drain();
+  UniqueFd alive(dup(systemd_->store.at(0).second.Get()));
+  front_->Send(Kill{Alice(1)});
+  (void)front_->Await<Exited>(Alice(1));
+  Kill9();
+  systemd_->Drain();
+  systemd_->store.emplace_back("alice.1", std::move(alive));
+  StartBroker();
+  Reconnect();
+  EXPECT_EQ(front_->held(), std::vector<JobKey>{Alice(1)});
+  systemd_->Drain();
+  EXPECT_EQ(systemd_->Names(), std::vector<std::string>{"alice.1+"});
+  ExpectEnd(1, EndCause::kSignalled, SIGKILL);
+}
+
 // Nobody has been told of it yet. Frozen, it would never end by itself.
 TEST_F(Stored, AJobThatWasStillStartingNeverWas) {
   Reconnect();
