@@ -27,8 +27,7 @@ struct Plan {
   std::array<int, 4> ends;  // stdin, stdout, stderr, status
 };
 
-// ENOSYS, after which the C libraries use clone, whose flags the broker's own filter can see. That one also ends what
-// calls as of another architecture, with other numbers.
+// ENOSYS: the C libraries then use clone, whose flags the broker's own filter sees, as it does other architectures.
 sock_filter no_clone3[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
                            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
                            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
@@ -53,7 +52,8 @@ UniqueFd MakeMemory(std::string_view text) {
   if (fd < 0 && errno == EINVAL) fd = memfd_create("job", MFD_CLOEXEC);
   UniqueFd memory(OrThrow(fd, "memfd_create"));
   errno = ENOSPC;  // when it takes less than all
-  OrThrow(pwrite(memory.Get(), text.data(), text.size(), kJournalStart) == std::ssize(text) ? 0 : -1, "write journal");
+  const ssize_t written = text.empty() ? 0 : pwrite(memory.Get(), text.data(), text.size(), kJournalStart);
+  OrThrow(written == std::ssize(text) ? 0 : -1, "write a journal");
   return memory;
 }
 
