@@ -81,11 +81,12 @@ TEST(Users, LinesThatAreWrongAreRefusedWithTheirNumber) {
   const std::string good = "# x\n" + kAlice + "\n";
   for (const char* bad :
        {"bob", "bob uid=2000", "bob uid=2000 gid=2000", "bob gid=2000 dir=/b", "bob uid=2000 dir=/b",
-        "bob uid=2000 gid=2000 dir=b", "bob uid=2000 gid=2000 dir=/", "bob uid=2000 gid=2000 dir=/b/",
-        "bob uid=2000 gid=2000 dir=", "bob uid=2000 gid=2000 dir=/b color=red", "bob uid=2000 uid=2001 gid=2000 dir=/b",
-        "bob uid=2000 gid=2000 dir=/b job-jobs=1", "bob uid=2000 gid=2000 dir=/b job-uid=1", "bob uid 2000",
-        "Bob uid=2000 gid=2000 dir=/b", "abcdefghijklmnopqrstuvwxyz0123456 uid=2000 gid=2000 dir=/b",
-        "../bob uid=2000 gid=2000 dir=/b", "1000 uid=2000 gid=2000 dir=/b"}) {
+        "bob uid=2000 gid=2000 dir=b", "bob uid=2000 gid=2000 dir=relative", "bob uid=2000 gid=2000 dir=/",
+        "bob uid=2000 gid=2000 dir=/b/", "bob uid=2000 gid=2000 dir=", "bob uid=2000 gid=2000 dir=/b color=red",
+        "bob uid=2000 uid=2001 gid=2000 dir=/b", "bob uid=2000 gid=2000 dir=/b job-jobs=1",
+        "bob uid=2000 gid=2000 dir=/b job-uid=1", "bob uid 2000", "Bob uid=2000 gid=2000 dir=/b",
+        "abcdefghijklmnopqrstuvwxyz0123456 uid=2000 gid=2000 dir=/b", "../bob uid=2000 gid=2000 dir=/b",
+        "1000 uid=2000 gid=2000 dir=/b"}) {
     const std::string why = WhyRefused(good + bad);
     EXPECT_NE(why.find("line 3: "), why.npos) << bad << " -> " << why;
   }
