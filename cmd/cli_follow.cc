@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <utility>
 
 #include "cmd/cli_connection.h"
@@ -18,6 +19,12 @@
 namespace jobworker {
 namespace {
 
+// Not 0.
+uint64_t RandomNumber() {
+  std::random_device random;
+  return uint64_t{random()} << 32 | random() | 1;
+}
+
 using Responses = std::unique_ptr<grpc::ClientReader<WorkerResponse>>;
 
 class Follower {
@@ -25,7 +32,10 @@ class Follower {
   Follower(Session& session, FollowPlan plan)
       : session_(session),
         plan_(std::move(plan)),
-        job_(session.GetSettings().user, STDOUT_FILENO, STDERR_FILENO, plan_.format) {}
+        job_(session.GetSettings().user, STDOUT_FILENO, STDERR_FILENO, plan_.format) {
+    plan_.query.set_reader(RandomNumber());
+    if (plan_.start) plan_.start->set_reader(plan_.query.reader());
+  }
   int Run();
 
  private:
@@ -117,6 +127,7 @@ int Follower::Run() {
       // Nothing comes after the end, so there is no need to wait for the call's own.
       if (job_.Complete()) break;
       status = responses->Finish();
+      if (status.ok() && job_.Resumes()) continue;
     }
     if (!job_.Id().empty() && !CanGoOn()) return Over(status);
     if (!session_.Again(status, CanGoOn())) return Over(status);

@@ -67,6 +67,7 @@ int JobView::Show(const WorkerResponse& response) {
   }
   if (error == 0) error = ShowLog(response, log);
   partial_ = response.partial();
+  resume_ = response.resume();
   if (response.has_end()) end_ = response.end();
   if (error != 0 || format_ != Format::kJson || !Complete()) return error;
   return WriteFully(out_, end_ ? EndJson(id_, *end_) : IdJson("partial", id_));

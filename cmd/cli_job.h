@@ -30,6 +30,8 @@ class JobView {
   [[nodiscard]] std::optional<uint64_t> Position() const { return position_; }
   // The job has ended, or all that was there of one that has not has been shown.
   [[nodiscard]] bool Complete() const { return end_.has_value() || partial_; }
+  // The stream is over, and goes on at once: the server waits for that.
+  [[nodiscard]] bool Resumes() const { return resume_; }
   // Only once it is complete.
   [[nodiscard]] int ExitStatus() const { return end_ ? ExitStatusOf(*end_) : 0; }
   // How it ended, for people; empty when it simply exited and left nothing behind.
@@ -46,7 +48,7 @@ class JobView {
   std::string id_;
   std::optional<uint64_t> position_;
   bool inside_line_[2] = {false, false};  // of stdout, of stderr
-  bool partial_ = false;
+  bool partial_ = false, resume_ = false;
   std::optional<JobEnd> end_;
 };
 

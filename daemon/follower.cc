@@ -32,6 +32,8 @@ grpc::ByteBuffer WithLog(const WorkerResponse& response, std::shared_ptr<const s
 
 Follower::Follower(std::shared_ptr<Call> call, const FollowSpec& spec) : spec_(spec), call_(std::move(call)) {
   cursor_.only = spec.only;
+  cursor_.follows = !spec.no_follow;
+  if (cursor_.follows) cursor_.reader = spec.reader;
 }
 
 bool Follower::Follow(std::shared_ptr<const JobView> job, WorkerResponse first, std::function<void()> left) {
@@ -44,6 +46,7 @@ bool Follower::Follow(std::shared_ptr<const JobView> job, WorkerResponse first, 
     cursor_.offset = spec_.tail_bytes   ? journal.TailBytes(spec_.only, *spec_.tail_bytes)
                      : spec_.tail_lines ? journal.TailLines(spec_.only, *spec_.tail_lines)
                                         : spec_.offset;
+    cursor_.needed = cursor_.offset;
     first.set_offset(cursor_.offset);
     first_ = ToBuffer(first);
     job_->journal->Attach(&cursor_);  // from here on others look at the cursor too
@@ -113,6 +116,7 @@ Follower::Step Follower::Next() {
       return {Step::kLast, ToBuffer(response), {}};
     case Journal::Outcome::kAbandoned:
       return {Step::kFail, {}, {grpc::StatusCode::UNAVAILABLE, "the server is being stopped; try again later"}};
+    case Journal::Outcome::kResume: response.set_resume(true); return {Step::kLast, ToBuffer(response), {}};
     case Journal::Outcome::kBytes: break;
   }
   response.set_dropped(chunk.dropped);

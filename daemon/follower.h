@@ -17,6 +17,7 @@ struct FollowSpec {
   std::optional<uint64_t> tail_bytes, tail_lines;  // instead of offset
   std::optional<OutputStream> only;
   bool no_follow = false;
+  uint64_t reader = 0;  // see OutputCursor
 };
 
 // Writes the job's status, then its output as the client takes it, then the end. It holds one response at a time, so a

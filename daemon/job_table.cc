@@ -309,7 +309,8 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   tl::expected<std::shared_ptr<Journal>, std::string> opened =
       tl::unexpected(std::string("this process has no descriptors free"));
   if (descriptors[kJournalIndex].IsOpen()) {
-    opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
+    opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]),
+                           limits_.output.comes_back_within);
   }
   view.journal = opened ? std::move(*opened) : Journal::Unreadable(opened.error());
   (void)view.note.ParseFromString(view.journal->start().note);
@@ -387,6 +388,32 @@ void JobTable::HeedProgress(const std::string& user) {
   ForJobsOf(user, [&](const JobKey&, Entry& entry) {
     if (entry.view != nullptr) entry.view->journal->OnProgress(progress);
   });
+  CallBack(user);
+  LookAgain(user);
+}
+
+// Those whose word makes room for a job that waits, and nobody else: each time costs a request.
+void JobTable::CallBack(const std::string& user) {
+  const bool all = users_[user].any_waits && retention_.IsFull(user);
+  const bool block = limits_.output.policy == OutputPolicy::kBlock;
+  ForJobsOf(user, [&](const JobKey&, Entry& entry) {
+    if (entry.view != nullptr) entry.view->journal->CallBack(block && (all || entry.waits));
+  });
+}
+
+void JobTable::LookAgain(const std::string& user) {
+  std::optional<EventLoop::Timer>& look = users_[user].next_look;
+  if (look) loop_.Cancel(*look);
+  look.reset();
+  auto next = Journal::Clock::time_point::max();
+  ForJobsOf(user, [&](const JobKey&, Entry& entry) {
+    if (entry.view != nullptr) next = std::min(next, entry.view->journal->AbsentUntil());
+  });
+  if (next == Journal::Clock::time_point::max()) return;
+  look = loop_.At(next, [this, user] {
+    users_[user].next_look.reset();
+    ResumeJobs(user);
+  });
 }
 
 void JobTable::ResumeJobs(const std::string& user) {
@@ -400,7 +427,8 @@ void JobTable::ResumeJobs(const std::string& user) {
     }
     any_waits = true;
   });
-  if (any_waits) return;
+  CallBack(user);
+  if (any_waits) return LookAgain(user);
   ForJobsOf(user, [](const JobKey&, Entry& entry) {
     if (entry.view != nullptr) entry.view->journal->OnProgress(nullptr);
   });

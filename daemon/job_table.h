@@ -161,7 +161,8 @@ class JobTable : public BrokerEvents {
     // forgotten here, until there is a newer one. 0: none.
     uint64_t anchor = 0;
     std::map<std::string, uint64_t> by_request_key;
-    bool any_waits = false;  // one of the jobs does, for followers to read
+    bool any_waits = false;                     // one of the jobs does, for followers to read
+    std::optional<EventLoop::Timer> next_look;  // while one does: then a follower that has left is waited for no longer
   };
   using Jobs = std::map<JobKey, Entry>;
 
@@ -178,6 +179,8 @@ class JobTable : public BrokerEvents {
   void CheckOutput(const JobKey& key, Entry& entry);
   void HeedProgress(const std::string& user);
   void ResumeJobs(const std::string& user);
+  void CallBack(const std::string& user);
+  void LookAgain(const std::string& user);
   void ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each);
   tl::expected<BrokerClient*, NoJob> BrokerToAsk() const;
   void DecideStop(const JobKey& key, Entry& entry, const StopOrder& order);

@@ -16,7 +16,8 @@ namespace jobworker {
 
 namespace {
 
-// The front end's part of the index: eight words, then the Exited with its length in front, 0 while there is none.
+// The front end's part of the index: eight words; the Exited with its length in front, 0 while there is none; and, as
+// its end, the readers that may come back, a word each, 0 for none.
 enum Header : uint64_t { kMagic, kFirst, kStopState, kStopSince, kForgotten, kInputTaken, kInputPhase, kEnd = 8 };
 constexpr uint64_t kMagicNumber = 0x31304c414e52554a;  // "JURNAL01"
 constexpr uint64_t kWord = sizeof(uint64_t);
@@ -24,6 +25,8 @@ constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMarkCost = 32;            // in the index, and in marks_
 constexpr uint64_t kJournalCost = 12 * 1024;  // two inodes, a page each
 constexpr uint64_t kMarkEveryUs = 100'000;    // at most; so that times are good enough
+constexpr size_t kMostAbsent = 64;            // of one job
+constexpr uint64_t kReaders = kJournalStart - Journal::kReadersKept * kWord;
 
 // All of it, or false with errno. Nothing here crosses a page, so a kill leaves all of it or none.
 bool WriteAt(int fd, uint64_t offset, const void* bytes, size_t size) {
@@ -107,14 +110,15 @@ void Tell(const std::vector<std::shared_ptr<OutputReader>>& readers) {
 
 }  // namespace
 
-tl::expected<std::shared_ptr<Journal>, std::string> Journal::Open(UniqueFd data, UniqueFd index) {
-  std::shared_ptr<Journal> journal(new Journal(std::move(data), std::move(index)));
+tl::expected<std::shared_ptr<Journal>, std::string> Journal::Open(UniqueFd data, UniqueFd index,
+                                                                  std::chrono::milliseconds comes_back_within) {
+  std::shared_ptr<Journal> journal(new Journal(std::move(data), std::move(index), comes_back_within));
   if (const auto loaded = journal->Load(); !loaded) return Because(loaded.error());
   return journal;
 }
 
 std::shared_ptr<Journal> Journal::Unreadable(std::string why) {
-  std::shared_ptr<Journal> journal(new Journal({}, {}));
+  std::shared_ptr<Journal> journal(new Journal({}, {}, kComesBackWithin));
   journal->damage_ = std::move(why);
   return journal;
 }
@@ -132,6 +136,7 @@ tl::expected<void, std::string> Journal::Load() {
   const bool fresh = magic == 0 && end_ == 0;
   if (magic != kMagicNumber && !fresh) damage_ = "it was written by another version";
   if (damage_.empty() && !fresh) damage_ = LoadMarks(static_cast<uint64_t>(index.st_size), error);
+  if (damage_.empty()) LoadReaders(error);
   // What the kernel did not give this time is not damaged.
   if (error != 0) return Because(fmt::format("the journal cannot be read: {}", strerror(error)));
   if (!damage_.empty() && !BeginAnew())
@@ -176,6 +181,16 @@ std::string Journal::LoadMarks(uint64_t index_size, int& error) {
     return "it does not say whose its bytes are";
   DropMarks();
   return "";
+}
+
+// Those of the front end before. How far each of them had come is not known.
+void Journal::LoadReaders(int& error) {
+  std::array<uint64_t, kReadersKept> readers{};
+  const std::string bytes = ReadAt(index_.Get(), kReaders, sizeof(readers), &error);
+  std::memcpy(readers.data(), bytes.data(), bytes.size());
+  for (const uint64_t reader : readers) {
+    if (reader != 0) absent_.push_back({reader, first_, Clock::now() + comes_back_within_});
+  }
 }
 
 // What is in the data file is of no use without its marks, so all of it goes. The next byte's offset stays what it was.
@@ -254,13 +269,28 @@ uint64_t Journal::DropTo(uint64_t held) {
 }
 
 uint64_t Journal::DropReadTo(uint64_t held, uint64_t margin) {
+  const std::lock_guard lock(mutex_);
+  const bool followed =
+      std::any_of(cursors_.begin(), cursors_.end(), [](const OutputCursor* cursor) { return cursor->follows; });
+  return followed ? DropLocked(held, margin) : 0;
+}
+
+uint64_t Journal::DropUnneededTo(uint64_t held, uint64_t margin) {
+  const std::lock_guard lock(mutex_);
+  return DropLocked(held, margin);
+}
+
+uint64_t Journal::DropLocked(uint64_t held, uint64_t margin) {
   const uint64_t before = held_;
   if (before <= held) return 0;
-  const std::lock_guard lock(mutex_);
-  uint64_t slowest = cursors_.empty() ? 0 : UINT64_MAX;
-  for (const OutputCursor* cursor : cursors_) slowest = std::min(slowest, cursor->offset);
-  const uint64_t read = slowest > first_ + margin ? slowest - margin : first_;
-  Drop(std::min({end_, read, first_ + (before - held)}));
+  CeaseToExpect();
+  uint64_t needed = UINT64_MAX;
+  for (const OutputCursor* cursor : cursors_) {
+    const uint64_t handed = cursor->offset - std::min(cursor->offset, margin);
+    needed = std::min(needed, cursor->reader != 0 ? cursor->needed : handed);
+  }
+  for (const Absent& absent : absent_) needed = std::min(needed, absent.needed);
+  Drop(std::min({end_, needed, first_ + (before - held)}));
   return before - held_;
 }
 
@@ -302,7 +332,7 @@ void Journal::SetInput(const InputProgress& input) {
 }
 
 std::optional<Exited> Journal::end() const {
-  const std::optional<Reply> reply = Decode<Reply>(ReadSized(index_.Get(), kEnd * kWord, kJournalStart - kEnd * kWord));
+  const std::optional<Reply> reply = Decode<Reply>(ReadSized(index_.Get(), kEnd * kWord, kReaders - kEnd * kWord));
   const Exited* const exited = reply ? std::get_if<Exited>(&*reply) : nullptr;
   return exited != nullptr ? std::optional(*exited) : std::nullopt;
 }
@@ -311,7 +341,7 @@ void Journal::SetEnd(const Exited& exited) {
   ByteIo writer;
   writer.Bytes(Encode(exited), 0);
   const std::string bytes = writer.Take();
-  static_assert(kEnd * kWord + 4 + 256 < kJournalStart);
+  static_assert(kEnd * kWord + 4 + 256 < kReaders);
   (void)WriteAt(index_.Get(), kEnd * kWord, bytes.data(), bytes.size());
 }
 
@@ -378,7 +408,9 @@ Journal::Chunk Journal::ReadLocked(OutputCursor& cursor) {
   }
   chunk.offset = cursor.offset;
   if (!segment) {
-    if (chunk.dropped == 0) chunk.outcome = at_end_;
+    if (chunk.dropped != 0) return chunk;
+    const bool tells = called_back_ && cursor.reader != 0 && cursor.needed < cursor.offset;
+    chunk.outcome = tells && at_end_ == Outcome::kWait ? Outcome::kResume : at_end_;
     return chunk;
   }
   chunk.stream = segment->stream;
@@ -443,17 +475,70 @@ uint64_t Journal::TailLines(std::optional<OutputStream> only, uint64_t count) co
 
 void Journal::Attach(const OutputCursor* cursor) {
   const std::lock_guard lock(mutex_);
+  if (cursor->reader == 0) return cursors_.push_back(cursor);
+  // Nobody may have noticed yet that the connection of the one before is gone.
+  const auto former = [cursor](const OutputCursor* other) { return other->reader == cursor->reader; };
+  cursors_.erase(std::remove_if(cursors_.begin(), cursors_.end(), former), cursors_.end());
+  const auto back = [cursor](const Absent& absent) { return absent.reader == cursor->reader; };
+  absent_.erase(std::remove_if(absent_.begin(), absent_.end(), back), absent_.end());
   cursors_.push_back(cursor);
+  WriteReaders();
 }
 
 void Journal::Detach(const OutputCursor* cursor) {
   std::function<void()> progress;
   {
     const std::lock_guard lock(mutex_);
-    cursors_.erase(std::remove(cursors_.begin(), cursors_.end(), cursor), cursors_.end());
+    const auto left = std::remove(cursors_.begin(), cursors_.end(), cursor);
+    if (left != cursors_.end() && cursor->reader != 0) Expect(*cursor);
+    cursors_.erase(left, cursors_.end());
     progress = progress_;
   }
   if (progress) progress();
+}
+
+void Journal::Expect(const OutputCursor& left) {
+  CeaseToExpect();
+  // The one that needs the least: what the others need is more.
+  const auto least = std::max_element(absent_.begin(), absent_.end(),
+                                      [](const Absent& a, const Absent& b) { return a.needed < b.needed; });
+  if (absent_.size() == kMostAbsent) absent_.erase(least);
+  absent_.push_back({left.reader, left.needed, Clock::now() + comes_back_within_});
+}
+
+void Journal::CeaseToExpect() {
+  const auto late = [now = Clock::now()](const Absent& absent) { return absent.until <= now; };
+  absent_.erase(std::remove_if(absent_.begin(), absent_.end(), late), absent_.end());
+}
+
+// For the next front end. If it cannot be written, that one waits for fewer.
+void Journal::WriteReaders() {
+  std::array<uint64_t, kReadersKept> readers{};
+  size_t count = 0;
+  const auto add = [&](uint64_t reader) {
+    if (reader != 0 && count < readers.size()) readers[count++] = reader;
+  };
+  for (const OutputCursor* cursor : cursors_) add(cursor->reader);
+  for (const Absent& absent : absent_) add(absent.reader);
+  (void)WriteAt(index_.Get(), kReaders, readers.data(), sizeof(readers));
+}
+
+void Journal::CallBack(bool wanted) {
+  std::vector<std::shared_ptr<OutputReader>> ready;
+  {
+    const std::lock_guard lock(mutex_);
+    if (wanted && !called_back_) ready.swap(waiting_);
+    called_back_ = wanted;
+  }
+  Tell(ready);
+}
+
+Journal::Clock::time_point Journal::AbsentUntil() {
+  const std::lock_guard lock(mutex_);
+  CeaseToExpect();
+  auto next = Clock::time_point::max();
+  for (const Absent& absent : absent_) next = std::min(next, absent.until);
+  return next;
 }
 
 size_t Journal::followers() const {

@@ -11,6 +11,7 @@
 #pragma once
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -41,6 +42,11 @@ class OutputReader {
 struct OutputCursor {
   uint64_t offset = 0;
   std::optional<OutputStream> only;
+  // Of one that comes back: who it is, and from where on it may ask again, for only that proves what has arrived. 0: it
+  // does not, and what was read counts as such.
+  uint64_t reader = 0;
+  uint64_t needed = 0;
+  bool follows = true;  // false: one who only has a look, and reads for nobody
 };
 
 // Why a job is being ended, kept in its journal so that the next front end carries it out and tells it.
@@ -63,16 +69,21 @@ struct InputProgress {
 
 class Journal {
  public:
+  using Clock = std::chrono::steady_clock;
   // Fewer and larger messages cost less; small ones, once chunks of all journals together take kChunkMemory, bound what
   // followers that do not go on can hold.
   static constexpr size_t kMaxChunk = 256 * 1024, kSmallChunk = 64 * 1024;
   static constexpr size_t kChunkMemory = 16 * 1024 * 1024;
+  // So long a reader that has left and may come back is waited for.
+  static constexpr std::chrono::milliseconds kComesBackWithin{30'000};
+  static constexpr size_t kReadersKept = 16;
 
   enum class Outcome {
     kBytes,      // some bytes, or a gap, or a gap and bytes
     kWait,       // nothing yet; the reader will be told
     kEnd,        // all was read, and no more will come
     kAbandoned,  // all was read; more may exist, but this front end will not have it
+    kResume,     // all was read; the reader, who comes back, is to do so, because somebody waits for room
   };
   struct Chunk {
     Outcome outcome = Outcome::kWait;
@@ -85,7 +96,8 @@ class Journal {
 
   // Takes the memfds over, empty ones or those that another front end has left. `damage` says what could not be read:
   // such a journal begins anew at the offset that it had reached. Fails only when the kernel does.
-  static tl::expected<std::shared_ptr<Journal>, std::string> Open(UniqueFd data, UniqueFd index);
+  static tl::expected<std::shared_ptr<Journal>, std::string> Open(
+      UniqueFd data, UniqueFd index, std::chrono::milliseconds comes_back_within = kComesBackWithin);
   // Of a job whose memfds this front end could not receive or read: it holds nothing and takes nothing.
   static std::shared_ptr<Journal> Unreadable(std::string why);
   Journal(const Journal&) = delete;
@@ -99,8 +111,15 @@ class Journal {
   ssize_t Take(OutputStream stream, int pipe, size_t most);
   // Removes the oldest bytes until `held` bytes or less are held. Returns how many bytes of memory that freed.
   uint64_t DropTo(uint64_t held);
-  // The same, but never what is less than `margin` bytes behind the slowest attached cursor; nothing without a cursor.
+  // The same, but nothing that an attached cursor, or one that may come back, still needs: what is less than `margin`
+  // bytes behind it, where it does not say.
+  uint64_t DropUnneededTo(uint64_t held, uint64_t margin);
+  // The same, and nothing at all without an attached cursor that follows.
   uint64_t DropReadTo(uint64_t held, uint64_t margin);
+  // Whether those who come back are to do so (kResume) as soon as they have read all.
+  void CallBack(bool wanted);
+  // When the next of those who have left and may come back is waited for no longer; max() when there is none.
+  Clock::time_point AbsentUntil();
   // Memory of data, marks and what a journal costs at least.
   [[nodiscard]] uint64_t held() const { return held_; }
   // Nothing comes any more. The first of the two counts.
@@ -132,8 +151,10 @@ class Journal {
   // Where the last `count` bytes or lines of the cursor's streams begin.
   [[nodiscard]] uint64_t TailBytes(std::optional<OutputStream> only, uint64_t count) const;
   [[nodiscard]] uint64_t TailLines(std::optional<OutputStream> only, uint64_t count) const;
-  // DropReadTo heeds attached cursors. `progress`, if set, is called by whichever thread reads or lets go, after it
-  // has; one that is replaced may be in a call that has begun.
+  // DropReadTo heeds attached cursors, and for a while those that were detached and may come back; what is known of
+  // some of them (kReadersKept) outlives this front end. One of the same reader takes the place of the one before.
+  // `progress`, if set, is called by whichever thread reads or lets go, after it has; one that is replaced may be in a
+  // call that has begun.
   void Attach(const OutputCursor* cursor);
   void Detach(const OutputCursor* cursor);
   [[nodiscard]] size_t followers() const;
@@ -148,13 +169,19 @@ class Journal {
     [[nodiscard]] uint64_t offset() const { return offset_and_stream >> 1; }
     [[nodiscard]] OutputStream stream() const { return static_cast<OutputStream>(offset_and_stream & 1); }
   };
+  // One that has left and may come back.
+  struct Absent {
+    uint64_t reader = 0, needed = 0;
+    Clock::time_point until;
+  };
   struct Segment {
     uint64_t begin = 0, end = 0;
     OutputStream stream = OutputStream::kStdout;
     uint64_t time_us = 0;
   };
 
-  Journal(UniqueFd data, UniqueFd index) : data_(std::move(data)), index_(std::move(index)) {}
+  Journal(UniqueFd data, UniqueFd index, std::chrono::milliseconds comes_back_within)
+      : data_(std::move(data)), index_(std::move(index)), comes_back_within_(comes_back_within) {}
   tl::expected<void, std::string> Load();
   std::string LoadStart(uint64_t index_size, int& error);
   std::string LoadMarks(uint64_t index_size, int& error);
@@ -170,8 +197,15 @@ class Journal {
   Chunk ReadLocked(OutputCursor& cursor);
   void WalkBack(std::optional<OutputStream> only, const std::function<bool(uint64_t begin, uint64_t end)>& more) const;
   void Finish(Outcome outcome);
+  // With the lock held, as the next ones.
+  uint64_t DropLocked(uint64_t held, uint64_t margin);
+  void Expect(const OutputCursor& left);
+  void CeaseToExpect();
+  void WriteReaders();
+  void LoadReaders(int& error);
 
   const UniqueFd data_, index_;
+  const std::chrono::milliseconds comes_back_within_;
   std::string damage_;
   Start start_;
   uint64_t marks_at_ = 0;                     // where in the index the marks begin
@@ -185,6 +219,8 @@ class Journal {
   Outcome at_end_ = Outcome::kWait;
   std::vector<std::shared_ptr<OutputReader>> waiting_;
   std::vector<const OutputCursor*> cursors_;
+  std::vector<Absent> absent_;
+  bool called_back_ = false;
   std::function<void()> progress_;
   // What was read last, for whoever comes to the same place while somebody still has it.
   uint64_t shared_begin_ = 0;

@@ -192,6 +192,7 @@ tl::expected<FollowSpec, std::string> ReadFollowRequest(const WorkerPIDRequest& 
     spec.only = out ? OutputStream::kStdout : OutputStream::kStderr;
   }
   spec.no_follow = request.no_follow();
+  spec.reader = request.reader();
   return spec;
 }
 

@@ -1,6 +1,7 @@
 #include "daemon/retention.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace jobworker {
 
@@ -79,13 +80,10 @@ void Retention::ShrinkAll() {
   }
 }
 
-// Where the policy is not to drop, only the output of jobs that have ended goes.
 void Retention::ShrinkUser(Owner& owner) {
-  const bool drop = limits_.policy == OutputPolicy::kDropOldest;
-  const uint64_t most = limits_.per_user - (drop ? 0 : 1);  // at the limit itself a running job waits, or is killed
-  while (owner.held > most) {
+  while (owner.held > limits_.per_user) {
     Journal* biggest = Biggest(owner.ended);
-    Journal* const running = drop ? Biggest(owner.running) : nullptr;
+    Journal* const running = Biggest(owner.running);
     if (biggest == nullptr || (running != nullptr && running->held() > biggest->held())) biggest = running;
     const uint64_t before = owner.held;
     if (biggest == nullptr) return;
@@ -94,10 +92,28 @@ void Retention::ShrinkUser(Owner& owner) {
   }
 }
 
-// What all followers of a job have read: first the job's own, then that of the user's others. Half of what each can
-// keep, when all are full, stays behind the slowest follower: what was handed to the network may not have arrived.
+// Half of what each journal can keep, when all are full, stays behind a follower that does not say what has arrived.
+uint64_t Retention::Margin(const Owner& owner) const {
+  return std::min<uint64_t>(limits_.per_job, limits_.per_user / (owner.running.size() + 1)) / 2;
+}
+
+// Where the policy is not to drop, that of jobs that have ended, until the user is below the limit: at the limit itself
+// a running job waits, or is killed.
+void Retention::GiveUpEnded(Owner& owner) {
+  if (owner.held < limits_.per_user) return;
+  std::vector<Journal*> ended(owner.ended.begin(), owner.ended.end());
+  std::sort(ended.begin(), ended.end(), [](const Journal* a, const Journal* b) { return a->held() > b->held(); });
+  for (Journal* each : ended) {
+    if (owner.held < limits_.per_user) return;
+    const uint64_t held = each->held() - std::min(each->held(), owner.held - Below(limits_.per_user));
+    (void)(limits_.policy == OutputPolicy::kBlock ? each->DropUnneededTo(held, Margin(owner)) : each->DropTo(held));
+    Account(owner, *each);
+  }
+}
+
+// What all followers of a job have read: first the job's own, then that of the user's others.
 void Retention::GiveUpRead(Owner& owner, Journal& journal) {
-  const uint64_t margin = std::min<uint64_t>(limits_.per_job, limits_.per_user / (owner.running.size() + 1)) / 2;
+  const uint64_t margin = Margin(owner);
   (void)journal.DropReadTo(Below(limits_.per_job), margin);
   Account(owner, journal);
   for (Journal* each : owner.running) {
@@ -113,7 +129,7 @@ Retention::Verdict Retention::Check(const std::string& user, Journal& journal) {
   Account(owner, journal);
   const bool drop = limits_.policy == OutputPolicy::kDropOldest;
   if (drop && journal.held() > limits_.per_job) Shrink(owner, journal, Below(limits_.per_job));
-  ShrinkUser(owner);
+  drop ? ShrinkUser(owner) : GiveUpEnded(owner);
   ShrinkAll();
   const auto has_room = [&] { return journal.held() < limits_.per_job && owner.held < limits_.per_user; };
   if (drop || has_room()) return Verdict::kGoOn;

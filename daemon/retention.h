@@ -13,7 +13,7 @@ namespace jobworker {
 // What happens to a running job whose output, or whose user's, has reached its bound.
 enum class OutputPolicy : uint8_t {
   kDropOldest,  // the oldest bytes go; readers are told of the gap
-  kBlock,       // it waits, until followers have read what is there; what all of them have read goes
+  kBlock,       // it waits, until followers have read what is there; what none of them needs any more goes
   kKill,        // it is ended
 };
 // "drop-oldest", "block", "kill"
@@ -26,6 +26,7 @@ struct OutputLimits {
   // A ceiling of last resort: at it the biggest journal gives way, whatever the policy says.
   uint64_t in_all = uint64_t{512} << 20;
   OutputPolicy policy = OutputPolicy::kDropOldest;
+  std::chrono::milliseconds comes_back_within = Journal::kComesBackWithin;  // of kBlock: see Journal
 };
 
 // Keeps all journals within the limits. On the loop's thread.
@@ -47,6 +48,8 @@ class Retention {
   Verdict Check(const std::string& user, Journal& journal);
 
   [[nodiscard]] uint64_t HeldBy(const std::string& user) const;
+  // At the user's bound, where all of the user's jobs make room for each other.
+  [[nodiscard]] bool IsFull(const std::string& user) const { return HeldBy(user) >= limits_.per_user; }
   [[nodiscard]] uint64_t held() const { return held_; }
 
  private:
@@ -57,6 +60,8 @@ class Retention {
   void Account(Owner& owner, Journal& journal);
   void Shrink(Owner& owner, Journal& journal, uint64_t held);
   void ShrinkUser(Owner& owner);
+  void GiveUpEnded(Owner& owner);
+  [[nodiscard]] uint64_t Margin(const Owner& owner) const;
   void ShrinkAll();
   void GiveUpRead(Owner& owner, Journal& journal);
 

@@ -110,7 +110,9 @@ void WorkerService::WithJob(const CallPtr& call, const std::string& user, const 
 void WorkerService::JobStart(const CallPtr& call, const std::string& user, const WorkerStartRequest& request) {
   auto spec = ReadStartRequest(request);
   if (!spec) return RefuseRequest(call, user, spec.error());
-  const auto follower = std::make_shared<Follower>(call, FollowSpec{});
+  FollowSpec all;
+  all.reader = request.reader();
+  const auto follower = std::make_shared<Follower>(call, all);
   call->Use(follower);
   loop_.Post([this, follower, user, spec = std::move(*spec)] {
     jobs_.StartJob(user, spec.start, spec.note, [this, follower, user, start = spec.start](const auto& started) {

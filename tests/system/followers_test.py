@@ -226,6 +226,111 @@ class WaitingJobTest(FollowersTest):
         self.assertEqual((follower.offset, follower.gaps), (64 * MIB, 0))
 
 
+    # Jobs of one stream, so that an offset is a position in it.
+    SIZE = 24 * MIB
+    READER = 7
+
+    def waiting_job(self):
+        """One that nobody follows, and that waits."""
+        gate = self.enterContext(contextlib.closing(Gate(self.site, 'alice')))
+        job = self.new_job(self.SIZE, 0, 65536, 3, gate.paths)
+        self.start_and_leave(job)
+        gate.release()
+        self.wait_until_full(job)
+        return job
+
+    def start_and_leave(self, job):
+        """And nobody is expected to come back. It has not been sent any output."""
+        stream = self.worker.JobStart(job.start_request(self.program), timeout=testing.HANG)
+        job.took_id(next(stream).pid)
+        stream.cancel()
+        deadline = time.monotonic() + testing.HANG
+        while self.output_of(job).followers > 0:
+            self.assertLess(time.monotonic(), deadline)
+
+    def wait_until_full(self, job):
+        deadline = time.monotonic() + testing.HANG
+        while self.output_of(job).held < MIB:
+            self.assertLess(time.monotonic(), deadline)
+
+    def output_of(self, job):
+        return self.worker.JobStatusOf(self.messages.WorkerPIDRequest(pid=job.id), timeout=testing.HANG).output
+
+    def stalled(self, job, worker=None, **options):
+        """A client that gets a bit and then reads no more: the stream, and where it is."""
+        request = self.messages.WorkerPIDRequest(pid=job.id, **options)
+        stream = (worker or self.worker).JobQuery(request, timeout=testing.HANG)
+        next(stream)
+        response = next(stream)
+        return stream, response.offset + len(response.log)
+
+    def from_there(self, job, offset, reader=READER):
+        follower = Follower(self.worker, job, offset=offset, positions=(offset, 0), reader=reader)
+        follower.start()
+        return follower
+
+    def test_without_a_follower_it_waits_and_a_front_end_that_is_killed_makes_no_difference(self):
+        job = self.waiting_job()
+        self.restart_front_end(self.config)
+        self.assertTrue(list(self.query(job.id, no_follow=True))[-1].partial)  # who has a look reads for nobody
+        self.assertEqual(self.output_of(job).first, 0)
+        self.finish(self.follow(job))
+
+    def test_what_a_client_that_is_broken_off_had_not_read_is_there(self):
+        job = self.waiting_job()
+        worker, channel = self.site.worker()
+        _, offset = self.stalled(job, worker, reader=self.READER)
+        self.wait_until_full(job)
+        channel.close()
+        self.finish(self.from_there(job, offset))
+
+    def test_nor_does_a_killed_front_end_take_it_away(self):
+        job = self.waiting_job()
+        stream, offset = self.stalled(job, reader=self.READER)
+        self.wait_until_full(job)
+        self.restart_front_end(self.config)
+        stream.cancel()
+        self.finish(self.from_there(job, offset))
+
+    def test_a_client_that_is_broken_off_is_waited_for_by_another(self):
+        for restart in (False, True):
+            job = self.waiting_job()
+            worker, channel = self.site.worker()
+            _, offset = self.stalled(job, worker, reader=self.READER)
+            other = self.from_there(job, 0, reader=8)
+            self.wait_until_full(job)
+            channel.close()
+            if restart:
+                self.restart_front_end(self.config)
+            self.finish(self.from_there(job, offset))
+            self.finish(other)
+
+    def test_one_that_does_not_read_holds_up_the_job_until_it_is_gone_for_good(self):
+        self.restart_front_end(self.config)
+        job = self.waiting_job()
+        stream, _ = self.stalled(job, reader=self.READER)
+        other = self.from_there(job, 0, reader=8)
+        self.wait_until_full(job)
+        self.assertEqual(self.output_of(job).first, 0)
+        stream.cancel()
+        other.join(30)  # so long it may come back
+        self.finish(other)
+
+    def test_a_follower_of_one_stream_makes_room_of_the_other(self):
+        for only, sizes in ((0, (1000, 8 * MIB)), (1, (8 * MIB, 1000)), (0, (8 * MIB, 8 * MIB))):
+            gate = self.enterContext(contextlib.closing(Gate(self.site, 'alice')))
+            job = self.new_job(*sizes, 3000, 0, gate.paths)
+            self.start_and_leave(job)
+            follower = Follower(self.worker, job, streams=only)
+            follower.start()
+            gate.release()
+            self.finish(follower)
+
+    def test_a_client_that_does_not_come_back_gets_all_in_one_stream(self):
+        job = self.waiting_job()
+        self.assertEqual(b''.join(response.log for response in self.query(job.id)), job.output(0))
+
+
 class KilledFloodTest(FollowersTest):
 
     config = '[output]\nper-job = 1_048_576\npolicy = "kill"'
@@ -263,6 +368,30 @@ class RetentionTest(FollowersTest):
             list(self.query(kept))
         # Of what is forgotten the broker keeps nothing.
         self.assertEqual(len(self.journals()), 2 * 2)
+
+    def kinds(self, pid=None):
+        """How many files in memory and pipes a process has open: the broker, or the front end."""
+        links = self.site.descriptors(pid).values()
+        return [sum(link.startswith(kind) for link in links) for kind in ('/memfd:job', 'pipe:')]
+
+    def test_an_ended_job_costs_the_front_end_its_two_files_and_the_broker_its_pipes_too(self):
+        """The broker cannot know whether what is in a pipe was read: a front end may die between the end and that. It
+        keeps all until the job is forgotten."""
+        jobs = 20
+        self.run_job(b'true')
+        front_end, broker = self.kinds(), self.kinds(self.site.broker_pid())
+        ids = [self.run_job(b'echo', b'hi') for _ in range(jobs)]
+        for _ in range(2):
+            self.assertEqual(self.kinds(), [front_end[0] + 2 * jobs, front_end[1]])
+            self.assertEqual(self.kinds(self.site.broker_pid()), [broker[0] + 2 * jobs, broker[1] + 2 * jobs])
+            self.restart_front_end('')
+            self.run_job(b'true')
+            jobs += 1
+        for job_id in ids:
+            self.worker.JobRemove(self.messages.WorkerPIDRequest(pid=job_id), timeout=testing.HANG)
+        self.run_job(b'true')  # behind which the broker has forgotten
+        self.assertEqual(self.kinds(), [front_end[0] + 2 * 3, front_end[1]])
+        self.assertEqual(self.kinds(self.site.broker_pid()), [broker[0] + 2 * 3, broker[1] + 2 * 3])
 
     def test_ended_jobs_are_kept_by_age_and_ids_go_on_when_all_are_forgotten(self):
         age = 1

@@ -148,10 +148,11 @@ class Job:
         self.runs = [(0, None, (0, 0))]
         self.started = threading.Event()
 
-    def start_request(self, program):
+    def start_request(self, program, reader=0):
         words = (self.tag, *self.sizes, self.chunk, self.end_with, *self.gate)
         return testing.our_api()[0].WorkerStartRequest(
-            command=program.encode(), args=[str(word).encode() for word in words], request_key=self.key)
+            command=program.encode(), args=[str(word).encode() for word in words], request_key=self.key,
+            reader=reader)
 
     def __repr__(self):
         return f'job {self.user}/{self.id} (tag {self.tag}, {self.sizes} bytes, end {self.end_with})'
@@ -227,7 +228,7 @@ class Follower(threading.Thread):
             grpc.StatusCode.CANCELLED: '', grpc.StatusCode.INTERNAL: 'RST_STREAM'}
 
     def __init__(self, worker, job, start=None, streams=None, offset=0, positions=(0, 0), pause=None,
-                 allow_gaps=False):
+                 allow_gaps=False, reader=None):
         super().__init__(daemon=True)
         self._worker, self.job, self._start, self.streams, self._pause = worker, job, start, streams, pause
         self.offset = offset
@@ -236,29 +237,32 @@ class Follower(threading.Thread):
         self.losses, self.wrong = 0, None
         self.gaps = 0  # bytes that retention removed before they came here
         self.allow_gaps = allow_gaps
+        self._reader = reader or random.SystemRandom().randrange(1, 1 << 64)
         self._run = [0, None, None, 0]  # where the present one begins, its stream, its size
         self._order = hashlib.sha256()
 
     def run(self):
         try:
             while not self._try():
-                self.losses += 1
+                pass
         except Exception as error:  # pylint: disable=broad-except
             self.wrong = f'{self.job!r}, follower of {self.streams} at {self.offset}: {error!r}'
 
     def _try(self):
         try:
             if self._start is not None:
-                responses = self._worker.JobStart(self.job.start_request(self._start), wait_for_ready=True)
+                responses = self._worker.JobStart(self.job.start_request(self._start, self._reader), wait_for_ready=True)
             else:
                 self.job.started.wait()
                 streams = 0 if self.streams is None else 1 + self.streams
-                request = testing.our_api()[0].WorkerPIDRequest(pid=self.job.id, offset=self.offset, streams=streams)
+                request = testing.our_api()[0].WorkerPIDRequest(pid=self.job.id, offset=self.offset, streams=streams,
+                                                                   reader=self._reader)
                 responses = self._worker.JobQuery(request, wait_for_ready=True)
             return self._read(responses)
         except grpc.RpcError as error:
             if self.LOST.get(error.code()) is None or self.LOST[error.code()] not in error.details():
                 raise
+            self.losses += 1
             return False
 
     def _read(self, responses):
@@ -272,6 +276,8 @@ class Follower(threading.Thread):
             if response.HasField('end'):
                 self._take_end(response)
                 return True
+            if response.resume:
+                return False
             if self._pause is not None:
                 self._pause()
         raise AssertionError('the stream ended without an end')

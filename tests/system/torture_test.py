@@ -344,7 +344,7 @@ class WaitingJobsTest(TortureTest):
         self.assertGreater(sum(follower.gaps for follower in anew), 0)
 
     def test_a_job_that_waits_for_its_follower_loses_nothing(self):
-        self.configure(job=96 * MIB, all=4096 * MIB, policy='block')
+        self.configure(job=2 * MIB, all=4096 * MIB, policy='block')
         self.torture(30)
 
 

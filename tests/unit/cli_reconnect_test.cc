@@ -1,6 +1,7 @@
 // Connections that break and servers that go and come back, while the real program talks to them.
 #include <atomic>
 #include <semaphore>
+#include <set>
 
 #include "tests/unit/cli_program.h"
 
@@ -54,6 +55,36 @@ class CliReconnect : public CliProgram {
   std::vector<string> keys_;
   std::vector<uint64_t> asked_;
 };
+
+// Even without reconnecting, and without a word: nothing was lost.
+TEST_F(CliReconnect, AServerThatWaitsForThatIsToldWhatHasArrived) {
+  std::set<uint64_t> readers;
+  const auto send_part = [this](uint64_t from, auto& writer) {
+    const uint64_t to = std::min<uint64_t>(from + 10 * kChunk, output_.size());
+    Send(writer, from, to);
+    if (to == output_.size()) return grpc::Status::OK;
+    WorkerResponse last = At(to, "");
+    last.set_resume(true);
+    writer.Write(last);
+    return grpc::Status::OK;
+  };
+  worker_.start = [&](const WorkerStartRequest& request, auto& writer, auto&) {
+    readers.insert(request.reader());
+    return send_part(0, writer);
+  };
+  worker_.query = [&](const WorkerPIDRequest& request, auto& writer) {
+    readers.insert(request.reader());
+    asked_.push_back(request.offset());
+    return send_part(request.offset(), writer);
+  };
+  const Outcome outcome = Launch({"--no-reconnect", "start", "x"}).Wait();
+  EXPECT_EQ(readers.size(), 1U);
+  EXPECT_EQ(readers.count(0), 0U);
+  EXPECT_EQ(outcome.status, 4);
+  EXPECT_TRUE(outcome.out == output_);
+  EXPECT_EQ(outcome.err, "");
+  EXPECT_EQ(asked_.size(), 9U);
+}
 
 TEST_F(CliReconnect, OutputGoesOnWhereItWasCutAgainAndAgain) {
   StartHalf();

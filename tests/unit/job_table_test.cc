@@ -765,9 +765,10 @@ TEST_F(JobTableTest, ADamagedJournalCostsTheOutputAlone) {
 class PolicyTest : public JobTableTest {
  protected:
   static constexpr uint64_t kPerJob = 64 * 1024;
-  explicit PolicyTest(OutputPolicy policy, uint64_t per_user = 1 << 20)
+  explicit PolicyTest(OutputPolicy policy, uint64_t per_user = 1 << 20,
+                      std::chrono::milliseconds comes_back_within = Journal::kComesBackWithin)
       : JobTableTest(LimitsWith([&](auto& all) {
-          all.output = {kPerJob, per_user, 1 << 20, policy};
+          all.output = {kPerJob, per_user, 1 << 20, policy, comes_back_within};
         })) {}
   // Writes more than is kept, as far as it is taken.
   void Fill(const JobView& view) {
@@ -863,6 +864,59 @@ TEST_F(BlockTest, AFollowerThatLeavesMakesRoom) {
   view->journal->Detach(&reading);
 }
 
+TEST_F(BlockTest, WhoComesBackIsCalledToSayWhatHasArrived) {
+  const auto view = StartRunning("alice");
+  OutputCursor cursor{0, {}, 1};
+  view->journal->Attach(&cursor);
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  const auto reader = std::make_shared<CountingReader>();
+  Journal::Chunk chunk;
+  do {
+    chunk = view->journal->Read(cursor, reader);
+  } while (chunk.outcome == Outcome::kBytes);
+  EXPECT_EQ(chunk.outcome, Outcome::kResume);
+  at_->loop.RunOnce();  // which finds nothing to give up
+  EXPECT_NE(Left(*view), 0);
+  view->journal->Detach(&cursor);
+  cursor.needed = cursor.offset;
+  view->journal->Attach(&cursor);
+  EXPECT_EQ(view->journal->Read(cursor, reader).outcome, Outcome::kWait);
+  RunUntil([&] { return Left(*view) == 0; });
+  EXPECT_EQ(reader->told, 1);
+  view->journal->Detach(&cursor);
+}
+
+TEST_F(BlockTest, NobodyIsCalledBackForAJobThatItDoesNotFollow) {
+  const auto full = StartRunning("alice"), other = StartRunning("alice");
+  OutputCursor cursor{0, {}, 1};
+  other->journal->Attach(&cursor);
+  Fill(*full);
+  kept_.at(other->key).out.Put("abc");
+  RunUntil([&] { return Left(*other) == 0; });
+  const auto reader = std::make_shared<CountingReader>();
+  EXPECT_EQ(other->journal->Read(cursor, reader).outcome, Outcome::kBytes);
+  EXPECT_EQ(other->journal->Read(cursor, reader).outcome, Outcome::kWait);
+  other->journal->Detach(&cursor);
+}
+
+class ImpatientBlockTest : public PolicyTest {
+ protected:
+  ImpatientBlockTest() : PolicyTest(OutputPolicy::kBlock, 1 << 20, 50ms) {}
+};
+
+TEST_F(ImpatientBlockTest, WhoDoesNotComeBackIsGivenUp) {
+  const auto view = StartRunning("alice");
+  OutputCursor left{0, {}, 1}, reading;
+  for (OutputCursor* each : {&left, &reading}) view->journal->Attach(each);
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  while (view->journal->Read(reading, nullptr).outcome == Outcome::kBytes) continue;
+  view->journal->Detach(&left);
+  RunUntil([&] { return Left(*view) == 0; });
+  view->journal->Detach(&reading);
+}
+
 class NarrowBlockTest : public PolicyTest {
  protected:
   NarrowBlockTest() : PolicyTest(OutputPolicy::kBlock, kPerJob + kEmptyHeld) {}
@@ -889,6 +943,25 @@ TEST_F(NarrowBlockTest, AReaderOfAnotherJobMakesRoom) {
   OutputCursor cursor;
   big->journal->Attach(&cursor);
   while (big->journal->Read(cursor, nullptr).outcome == Outcome::kBytes) continue;
+  RunUntil([&] { return Left(*small) == 0; });
+  big->journal->Detach(&cursor);
+}
+
+TEST_F(NarrowBlockTest, AReaderOfAnotherJobIsCalledBackWhenTheUserIsAtTheBound) {
+  const auto big = StartRunning("alice"), small = StartRunning("alice");
+  OutputCursor cursor{0, {}, 1};
+  big->journal->Attach(&cursor);
+  Fill(*big);
+  kept_.at(small->key).out.Put("taken, and found to be too much");
+  RunUntil([&] { return Left(*small) == 0; });
+  kept_.at(small->key).out.Put("more");
+  const auto reader = std::make_shared<CountingReader>();
+  while (big->journal->Read(cursor, reader).outcome == Outcome::kBytes) continue;
+  EXPECT_EQ(big->journal->Read(cursor, reader).outcome, Outcome::kResume);
+  big->journal->Detach(&cursor);
+  cursor.needed = cursor.offset;
+  big->journal->Attach(&cursor);
+  EXPECT_EQ(big->journal->Read(cursor, reader).outcome, Outcome::kWait);
   RunUntil([&] { return Left(*small) == 0; });
   big->journal->Detach(&cursor);
 }

@@ -15,6 +15,7 @@
 namespace jobworker {
 namespace {
 
+using namespace std::chrono_literals;
 using Outcome = Journal::Outcome;
 constexpr OutputStream kOut = OutputStream::kStdout, kErr = OutputStream::kStderr;
 constexpr size_t kChunk = Journal::kMaxChunk;
@@ -530,6 +531,147 @@ TEST_F(JournalTest, WhatWasReadGoesAndWhatWasNotStays) {
   journal_->Attach(&ahead);
   EXPECT_GT(journal_->DropReadTo(0, 0), 0U);
   ExpectRange(*journal_, 10, 10);
+}
+
+TEST_F(JournalTest, OfOneThatComesBackNothingGoesThatItMayAskForAgain) {
+  Put("abcdefghij");
+  OutputCursor cursor{2, {}, 1, 2};
+  journal_->Attach(&cursor);
+  (void)Read(cursor);
+  EXPECT_EQ(cursor.offset, 10U);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 2U);
+  journal_->Detach(&cursor);
+  OutputCursor other{10, {}}, new_one{3, {}, 2, 3};
+  for (OutputCursor* each : {&other, &new_one}) journal_->Attach(each);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 0U);
+  EXPECT_EQ(journal_->DropUnneededTo(0, 0), 0U);
+  OutputCursor again{7, {}, 1, 7};
+  journal_->Attach(&again);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 1U);
+  new_one.needed = 9;  // as if it had come back
+  EXPECT_EQ(journal_->DropReadTo(0, 5), 2U);
+  ExpectRange(*journal_, 5, 10);  // the other's margin
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 2U);
+  ExpectRange(*journal_, 7, 10);
+  for (OutputCursor* each : {&other, &new_one, &again}) journal_->Detach(each);
+}
+
+// A connection that is gone may take long to be noticed.
+TEST_F(JournalTest, WhoComesBackTakesThePlaceOfTheOneBefore) {
+  Put("abcdefghij");
+  OutputCursor before{2, {}, 1, 2}, after{6, {}, 1, 6};
+  journal_->Attach(&before);
+  journal_->Attach(&after);
+  EXPECT_EQ(journal_->followers(), 1U);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 6U);
+  journal_->Detach(&before);
+  EXPECT_EQ(journal_->AbsentUntil(), Journal::Clock::time_point::max());
+  journal_->Detach(&after);
+  EXPECT_LT(journal_->AbsentUntil(), Journal::Clock::time_point::max());
+}
+
+TEST_F(JournalTest, WhoOnlyHasALookKeepsWhatItNeedsAndReadsForNobody) {
+  Put("abcdefghij");
+  OutputCursor look{4, {}, 0, 0, false}, cursor{7, {}};
+  journal_->Attach(&look);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 0U);
+  journal_->Attach(&cursor);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 4U);
+  journal_->Detach(&look);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 3U);
+  journal_->Detach(&cursor);
+}
+
+TEST_F(JournalTest, WhoDoesNotComeBackIsNotWaitedForForEver) {
+  auto journal = *Journal::Open(JournalMemory::Dup(memory_.data), JournalMemory::Dup(memory_.index), 0ms);
+  PutInto(*journal, "abcdefghij");
+  EXPECT_EQ(journal->AbsentUntil(), Journal::Clock::time_point::max());
+  OutputCursor cursor{0, {}, 1}, other{10, {}};
+  for (OutputCursor* each : {&cursor, &other}) journal->Attach(each);
+  EXPECT_EQ(journal->DropReadTo(0, 0), 0U);
+  journal->Detach(&cursor);
+  EXPECT_EQ(journal->DropReadTo(0, 0), 10U);
+  EXPECT_EQ(journal->AbsentUntil(), Journal::Clock::time_point::max());
+  journal->Detach(&other);
+}
+
+TEST_F(JournalTest, TheNextFrontEndWaitsForThoseOfTheOneBefore) {
+  Put("abcdefghij");
+  OutputCursor present{4, {}, 1, 4}, left{5, {}, UINT64_MAX, 5}, not_back{6, {}};
+  for (OutputCursor* each : {&present, &left, &not_back}) journal_->Attach(each);
+  journal_->Detach(&left);
+  EXPECT_GT(journal_->DropReadTo(0, 2), 0U);
+  const auto before = Journal::Clock::now();
+  Reopen();
+  EXPECT_GE(journal_->AbsentUntil(), before + Journal::kComesBackWithin);
+  OutputCursor new_one{10, {}, 3, 10}, one{10, {}, 1, 10}, two{8, {}, UINT64_MAX, 8};
+  for (OutputCursor* each : {&new_one, &one}) journal_->Attach(each);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 0U);
+  ExpectRange(*journal_, 4, 10);
+  journal_->Attach(&two);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 4U);
+  for (OutputCursor* each : {&new_one, &one, &two}) journal_->Detach(each);
+}
+
+// The list of them lies behind the end.
+TEST_F(JournalTest, ManyReadersDoNotHurtTheEnd) {
+  Exited exited{{std::string(kMaxUserName, 'a'), UINT64_MAX}};
+  exited.counters.fill(UINT64_MAX);
+  journal_->SetEnd(exited);
+  std::vector<OutputCursor> cursors;
+  for (uint64_t i = 0; i < 100; ++i) cursors.push_back({0, {}, UINT64_MAX - i});
+  for (const OutputCursor& cursor : cursors) journal_->Attach(&cursor);
+  Reopen();
+  EXPECT_EQ(journal_->end()->counters, exited.counters);
+  EXPECT_EQ(journal_->start().argv.size(), 2U);
+}
+
+// Whoever opens and breaks off streams without end does not make it keep a list of them.
+TEST_F(JournalTest, WhoeverNeedsTheMostIsRemembered) {
+  Put(std::string(1000, 'x'));
+  for (uint64_t i = 1000; i > 0; --i) {
+    OutputCursor cursor{i, {}, i, i};
+    journal_->Attach(&cursor);
+    journal_->Detach(&cursor);
+  }
+  OutputCursor other{1000, {}};
+  journal_->Attach(&other);
+  EXPECT_EQ(journal_->DropReadTo(0, 0), 1U);
+  std::vector<OutputCursor> back;
+  for (uint64_t i = 1; i <= 64; ++i) back.push_back({1000, {}, i, 1000});
+  for (const OutputCursor& cursor : back) journal_->Attach(&cursor);
+  EXPECT_EQ(journal_->AbsentUntil(), Journal::Clock::time_point::max());  // the rest was forgotten
+  for (const OutputCursor& cursor : back) journal_->Detach(&cursor);
+  journal_->Detach(&other);
+}
+
+TEST_F(JournalTest, WhoHasReadAllIsCalledBackOnce) {
+  Put("abc");
+  OutputCursor cursor{0, {}, 1}, not_back;
+  EXPECT_EQ(Read(cursor).outcome, Outcome::kBytes);
+  EXPECT_EQ(Read(cursor).outcome, Outcome::kWait);
+  EXPECT_EQ(reader_->told, 0);
+  journal_->CallBack(true);
+  EXPECT_EQ(reader_->told, 1);
+  EXPECT_EQ(Read(cursor).outcome, Outcome::kResume);
+  EXPECT_EQ(Read(not_back).outcome, Outcome::kBytes);
+  EXPECT_EQ(Read(not_back).outcome, Outcome::kWait);
+  OutputCursor again{3, {}, 1, 3};
+  EXPECT_EQ(Read(again).outcome, Outcome::kWait);  // there is nothing that it could say
+  journal_->CallBack(false);
+  EXPECT_EQ(Read(cursor).outcome, Outcome::kWait);
+  journal_->CallBack(true);
+  journal_->Close();
+  EXPECT_EQ(Read(cursor).outcome, Outcome::kEnd);
+}
+
+TEST_F(JournalTest, WhoOnlyPassedOverTheOtherStreamIsCalledBackToo) {
+  Put("abc", kErr);
+  OutputCursor cursor{0, kOut, 1};
+  journal_->CallBack(true);
+  const Journal::Chunk chunk = Read(cursor);
+  EXPECT_EQ(chunk.outcome, Outcome::kResume);
+  EXPECT_EQ(chunk.offset, 3U);
 }
 
 TEST_F(JournalTest, ProgressIsToldByWhoeverReads) {

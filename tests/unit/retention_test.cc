@@ -295,6 +295,41 @@ TEST_F(BlockRetentionTest, EndedJobsGiveWayAtTheUsersLimitItself) {
   EXPECT_GT(ended.journal->range().first, 0U);
 }
 
+TEST_F(BlockRetentionTest, WhatArrivedGoesToTheLastByteWhenAFollowerSaysSo) {
+  Held& held = Add("alice");
+  held.cursor.reader = 1;
+  held.journal->Attach(&held.cursor);
+  FillTo(held, kPerJob);
+  ReadAllOf(held);
+  EXPECT_EQ(retention_.Check("alice", *held.journal), Verdict::kWait);
+  EXPECT_EQ(held.journal->range().first, 0U);
+  held.journal->Detach(&held.cursor);
+  held.cursor.needed = held.cursor.offset;
+  held.journal->Attach(&held.cursor);
+  EXPECT_EQ(retention_.Check("alice", *held.journal), Verdict::kGoOn);
+  EXPECT_GT(held.journal->range().first, 0U);
+  held.journal->Detach(&held.cursor);
+  ExpectSums();
+}
+
+TEST_F(BlockRetentionTest, AnEndedJobKeepsWhatAFollowerStillNeedsAndAnotherGivesWay) {
+  Held& read = Add("alice");
+  Held& unread = Add("alice");
+  FillTo(read, kPerJob - kKiB);
+  FillTo(unread, kPerJob - 8 * kKiB);
+  read.cursor.reader = 1;
+  read.journal->Attach(&read.cursor);
+  for (Held* ended : {&read, &unread}) retention_.Ended("alice", *ended->journal);
+  Held& running = Add("alice");
+  EXPECT_EQ(FillTo(running, 40 * kKiB), Verdict::kGoOn);
+  EXPECT_EQ(read.journal->range().first, 0U);
+  EXPECT_GT(unread.journal->range().first, 0U);
+  EXPECT_EQ(FillTo(running, kPerJob + kEmptyHeld + kKiB), Verdict::kWait);
+  read.journal->Detach(&read.cursor);
+  EXPECT_EQ(read.journal->range().first, 0U);
+  ExpectSums();
+}
+
 // Whoever reads everything must not wait for ever, however many jobs there are.
 TEST_F(BlockRetentionTest, ManyJobsWhoseOutputIsReadGoOn) {
   for (int i = 0; i < 8; ++i) {
