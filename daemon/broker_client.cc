@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <climits>
 #include <cstring>
 
 #include "common/message_socket.h"
@@ -45,6 +49,12 @@ ssize_t ReceiveWithDescriptors(int socket, std::string& buffer, std::vector<Uniq
   return size;
 }
 
+// A quarter, and at most 64, is for the network and all else. The kernel gives the lowest numbers that are free.
+int FirstNotForJobs() {
+  const long most = sysconf(_SC_OPEN_MAX);
+  return static_cast<int>(std::min<long>(most - std::min<long>(64, most / 4), INT_MAX));
+}
+
 size_t ExpectedDescriptors(const Reply& reply) {
   return std::visit([](const auto& message) { return DescriptorsOf(message); }, reply);
 }
@@ -79,8 +89,21 @@ tl::expected<UniqueFd, std::string> BrokerClient::TakeHandOver(int visitor) {
   return Because("the broker refused this process: its uid is not --peer's, or another jobserver is connected");
 }
 
+bool BrokerClient::HasRoom() {
+  const int room = FirstNotForJobs();
+  std::array<UniqueFd, 4 * kMaxDescriptors> some;
+  return std::all_of(some.begin(), some.end(), [room](UniqueFd& fd) {
+    fd.Reset(eventfd(0, EFD_CLOEXEC));
+    return fd.IsOpen() && fd.Get() < room;
+  });
+}
+
 BrokerClient::BrokerClient(EventLoop& loop, UniqueFd socket, BrokerEvents& events)
-    : loop_(loop), socket_(std::move(socket)), events_(events), buffer_(kMaxMessageBytes, '\0') {}
+    : loop_(loop),
+      socket_(std::move(socket)),
+      events_(events),
+      buffer_(kMaxMessageBytes, '\0'),
+      room_(FirstNotForJobs()) {}
 
 tl::expected<Welcome, std::string> BrokerClient::Greet() {
   Send(Encode(Hello{}));
@@ -123,7 +146,9 @@ tl::expected<std::optional<BrokerClient::Received>, std::string> BrokerClient::R
   const size_t expected = reply ? ExpectedDescriptors(*reply) : 0;
   // The control buffer has room for all that a message can carry: what is cut found no free descriptor here
   // (RLIMIT_NOFILE). That costs the one job, not the connection.
-  const bool lost = (flags & MSG_CTRUNC) != 0 && expected != 0;
+  const bool no_room = (flags & MSG_CTRUNC) != 0 || std::any_of(descriptors.begin(), descriptors.end(),
+                                                                [this](const auto& fd) { return fd.Get() >= room_; });
+  const bool lost = no_room && expected != 0;
   if (!reply || (descriptors.size() != expected && !lost)) {
     return Because("the broker sent something that is not in the protocol");
   }

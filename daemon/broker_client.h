@@ -11,8 +11,8 @@
 
 namespace jobworker {
 
-// What comes with a job, by DescriptorIndex; the pipes' ends are O_NONBLOCK. All closed when this process had no
-// descriptors free.
+// What comes with a job, by DescriptorIndex; the pipes' ends are O_NONBLOCK. All closed when this process had no room
+// for them: the last of its descriptors are not for jobs, or nobody could ask for what they do.
 using JobDescriptors = std::array<UniqueFd, kMaxDescriptors>;
 
 // "exec", "cgroup", …: for logs and for StartFailure in the API.
@@ -38,6 +38,9 @@ class BrokerClient {
   // has given this side's end of a private pair. Neither waits.
   static tl::expected<UniqueFd, std::string> Visit(const std::string& path);
   static tl::expected<UniqueFd, std::string> TakeHandOver(int visitor);
+
+  // Whether there is room for the descriptors of a few jobs.
+  static bool HasRoom();
 
   // Owns the socket. `events` outlives the client.
   BrokerClient(EventLoop& loop, UniqueFd socket, BrokerEvents& events);
@@ -83,6 +86,7 @@ class BrokerClient {
   BrokerEvents& events_;
   std::deque<std::string> outgoing_;
   std::string buffer_;
+  const int room_;  // descriptors from this number on are not for jobs
   bool attached_ = false, ponged_ = false;
 };
 

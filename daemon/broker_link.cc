@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kFirstPause{50}, kLongestPause{2000};
 constexpr std::chrono::seconds kHandOverWithin{5};
+constexpr std::chrono::seconds kLookForRoomEvery{1};
 
 }  // namespace
 
@@ -53,7 +54,17 @@ void BrokerLink::Met() {
   Log("broker met", {{"socket", path_}});
   pause_ = {};
   reason_.clear();
+  LookForRoom();
   if (!std::exchange(tried_, true)) hooks_.tried();
+}
+
+// Nobody tells when a descriptor becomes free.
+void BrokerLink::LookForRoom() {
+  loop_.Cancel(room_);
+  if (client_ == nullptr || !client_->connected() || !jobs_.lacks_output()) return;
+  const bool room = !jobs_.IsStarting() && BrokerClient::HasRoom();
+  if (room) return client_->Drop("it is to give again what there was no room for");
+  room_ = loop_.At(EventLoop::Clock::now() + kLookForRoomEvery, [this] { LookForRoom(); });
 }
 
 void BrokerLink::Failed(const std::string& why) {

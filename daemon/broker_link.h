@@ -37,6 +37,7 @@ class BrokerLink {
   void Failed(const std::string& why);
   void Gone(const std::string& why);
   void Look();
+  void LookForRoom();
 
   EventLoop& loop_;
   JobTable& jobs_;
@@ -44,6 +45,7 @@ class BrokerLink {
   std::string path_;           // empty: standalone
   UniqueFd visitor_;           // waits for the broker to hand over an end of a pair
   EventLoop::Timer patience_;  // while there is a visitor
+  EventLoop::Timer room_;      // while there are jobs whose descriptors found none
   std::unique_ptr<BrokerClient> client_;
   std::chrono::milliseconds pause_{0};
   std::chrono::microseconds interval_{0};

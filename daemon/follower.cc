@@ -115,7 +115,10 @@ Follower::Step Follower::Next() {
       *response.mutable_end() = ToJobEnd(job_->result, job_->started_us);
       return {Step::kLast, ToBuffer(response), {}};
     case Journal::Outcome::kAbandoned:
-      return {Step::kFail, {}, {grpc::StatusCode::UNAVAILABLE, "the server is being stopped; try again later"}};
+      return {Step::kFail,
+              {},
+              {grpc::StatusCode::UNAVAILABLE,
+               "the server is being stopped, or has no room for this job's output now; try again later"}};
     case Journal::Outcome::kResume: response.set_resume(true); return {Step::kLast, ToBuffer(response), {}};
     case Journal::Outcome::kBytes: break;
   }

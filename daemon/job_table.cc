@@ -24,7 +24,8 @@ constexpr OutputStream kStreams[] = {OutputStream::kStdout, OutputStream::kStder
 constexpr size_t kTakeAtMost = size_t{1} << 20;  // of one pipe, before others have their turn
 constexpr ssize_t kBusyTake = 64 * 1024;         // at once: a pipe as it is made was full
 constexpr int kBusyPipe = 512 * 1024;
-constexpr milliseconds kTryAgain{100};  // when the kernel could not move a pipe's bytes
+constexpr milliseconds kTryAgain{100};       // when the kernel could not move a pipe's bytes
+constexpr uint64_t kJustNowUs = 60'000'000;  // from the end of a main process to that of the whole job, at most
 
 void LogEnd(const JobResult& result) {
   constexpr std::string_view kWhat[] = {"code", "signal", "unknown"};
@@ -79,8 +80,10 @@ void JobTable::Reconcile(uint8_t missing) {
   complete_ = true;
   missing_ = missing;
   std::vector<JobKey> lost;
-  for (const auto& [key, entry] : jobs_) {
-    if (entry.phase == Phase::kRunning && entry.greeting != greeting_) lost.push_back(key);
+  for (auto job = jobs_.begin(); job != jobs_.end();) {
+    const bool here = job->second.greeting == greeting_;
+    if (job->second.phase == Phase::kRunning && !here) lost.push_back(job->first);
+    job = job->second.phase == Phase::kUnusable && !here ? jobs_.erase(job) : std::next(job);
   }
   for (const JobKey& key : lost) {
     Exited exited;
@@ -100,11 +103,12 @@ void JobTable::Lose() {
     Entry& entry = job->second;
     std::move(entry.stop_waiters.begin(), entry.stop_waiters.end(), std::back_inserter(stops));
     entry.stop_waiters.clear();
-    const bool unborn = entry.phase == Phase::kStarting || entry.phase == Phase::kUnusable;
+    const bool unborn = entry.phase == Phase::kStarting;
     // If it was born after all, the next broker tells, and who asked finds it by its request key.
     std::move(entry.started.begin(), entry.started.end(), std::back_inserter(starts));
     entry.started.clear();
     if (entry.phase == Phase::kStarting) ForgetRequestKey(job->first.user, entry.start.note);
+    if (unborn) lacking_.erase(job->first);
     job = unborn ? jobs_.erase(job) : std::next(job);
   }
   for (const StartCallback& started : starts) started(tl::unexpected(JobFailure(NoJob::kGone)));
@@ -113,12 +117,19 @@ void JobTable::Lose() {
   service_changed_();
 }
 
+bool JobTable::IsStarting() const {
+  return std::any_of(jobs_.begin(), jobs_.end(), [](const auto& job) {
+    return job.second.phase == Phase::kStarting || job.second.phase == Phase::kUnusable;
+  });
+}
+
 void JobTable::Close() {
   complete_ = false;
   closed_ = true;
   Lose();
   for (const auto& [watch, done] : std::exchange(end_watches_, {})) done(tl::unexpected(NoJob::kGone));
   for (auto& [key, entry] : jobs_) {
+    if (entry.view == nullptr) continue;
     entry.view->journal->Abandon();
     if (entry.view->input != nullptr) entry.view->input->Abandon();
     deadlines_.Remove(key);
@@ -134,6 +145,10 @@ void JobTable::StartJob(const std::string& user, Start start, const JobNote& not
     if (entry.phase == Phase::kStarting) return entry.started.push_back(std::move(done));
     return done(View(entry.view));
   }
+  // The key may be that of a job that could not be read.
+  const auto lacking = lacking_.lower_bound({user, 0});
+  const bool unknown = lacking != lacking_.end() && lacking->user == user;
+  if (unknown && !note.request_key().empty()) return done(tl::unexpected(JobFailure(NoJob::kGone)));
   if (broker_->backlog() >= limits_.broker_backlog) return done(tl::unexpected(JobFailure(NoJob::kBusy)));
   start.key = {user, ++mine.last_id};
   start.note = note.SerializeAsString();
@@ -225,7 +240,15 @@ void JobTable::KillAt(const JobKey& key, const StopState& stop) {
 void JobTable::OnJob(const Job& job, JobDescriptors descriptors) {
   const auto known = jobs_.find(job.key);
   if (job.starting != 0) return AdoptUnborn(job, std::move(descriptors));
+  if (known != jobs_.end() && known->second.phase == Phase::kUnusable) {
+    known->second.greeting = greeting_;
+    return broker_->KillJob(job.key);  // what was sent to the one before may not have arrived
+  }
   if (known == jobs_.end()) return Adopt(job, std::move(descriptors));
+  if (lacking_.count(job.key) != 0 && descriptors[kJournalIndex].IsOpen()) {
+    ForgetView(job.key, known->second);
+    return Adopt(job, std::move(descriptors));
+  }
   // Another broker has taken it over, with the same descriptors. What was asked of the one before may not have arrived.
   Entry& entry = known->second;
   entry.greeting = greeting_;
@@ -247,10 +270,13 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
     for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
     entry.phase = Phase::kUnusable;
     entry.view = nullptr;
+    lacking_.erase(started.key);
     broker_->KillJob(started.key);
     for (const StartCallback& done : waiting) done(tl::unexpected(JobFailure(StageFailed{Stage::kPipe, EMFILE})));
     return;
   }
+  const std::string& request_key = entry.view->note.request_key();
+  if (!request_key.empty()) users_[started.key.user].by_request_key[request_key] = started.key.id;
   deadlines_.Add(started.key, entry.view->note, started.started_us);
   if (entry.asked) metrics::Started(EventLoop::Clock::now() - *entry.asked);
   Log("job started", {{"user", started.key.user}, {"job", std::to_string(started.key.id)}});
@@ -267,10 +293,19 @@ void JobTable::AdoptUnborn(const Job& job, JobDescriptors descriptors) {
   user.last_id = std::max(user.last_id, job.key.id);
   const auto journal = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
   if (journal) entry.start = (*journal)->start();
+  if (!journal) lacking_.insert(job.key);
   JobNote note;
   if (note.ParseFromString(entry.start.note) && !note.request_key().empty()) {
     user.by_request_key[note.request_key()] = job.key.id;
   }
+}
+
+// So that it can be adopted again. Who follows it is told to come again; the stop that was asked for stays.
+void JobTable::ForgetView(const JobKey& key, Entry& entry) {
+  users_[key.user].ended.erase({entry.ended_at, key.id});
+  retention_.Remove(key.user, *entry.view->journal);
+  entry.view->journal->Abandon();
+  entry.view = nullptr;
 }
 
 // A job that is there without this front end having asked for it.
@@ -288,6 +323,7 @@ void JobTable::Adopt(const Message& job, JobDescriptors descriptors) {
                          {"job", std::to_string(job.key.id)},
                          {"output", std::to_string(view.journal->range().end)},
                          {"damage", view.journal->damage().empty() ? "none" : view.journal->damage()}});
+  if (entry.stop.kind != StopKind::kNone) return BeginStop(job.key, entry);
   entry.stop = view.journal->stop();
   if (entry.stop.kind == StopKind::kNone) return;
   view.phase = JobView::Phase::kEnding;
@@ -313,6 +349,8 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
                            limits_.output.comes_back_within);
   }
   view.journal = opened ? std::move(*opened) : Journal::Unreadable(opened.error());
+  lacking_.erase(job.key);
+  if (!opened) lacking_.insert(job.key);
   (void)view.note.ParseFromString(view.journal->start().note);
   if (job.has_stdin != 0 || view.journal->start().want_stdin != 0) {
     view.input = std::make_shared<JobInput>(loop_, std::move(descriptors[kStdin]), view.journal);
@@ -364,14 +402,16 @@ void JobTable::ReadPipe(const JobKey& key, size_t index) {
 void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
   switch (retention_.Check(key.user, *entry.view->journal)) {
     case Retention::Verdict::kGoOn: return;
-    case Retention::Verdict::kKill:
-      if (entry.stop.kind == StopKind::kNone) DecideStop(key, entry, {StopKind::kOutputLimit, 0, {}});
-      [[fallthrough]];
+    case Retention::Verdict::kKill: KillForOutput(key, entry); [[fallthrough]];
     case Retention::Verdict::kWait:
       for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
       entry.waits = true;
       HeedProgress(key.user);
   }
+}
+
+void JobTable::KillForOutput(const JobKey& key, Entry& entry) {
+  if (entry.stop.kind == StopKind::kNone) DecideStop(key, entry, {StopKind::kOutputLimit, 0, {}});
 }
 
 // While a job waits, whoever reads output of its user's, or ceases to, may make room.
@@ -421,10 +461,12 @@ void JobTable::ResumeJobs(const std::string& user) {
   if (!std::exchange(any_waits, false)) return;
   ForJobsOf(user, [&](const JobKey& key, Entry& entry) {
     if (!entry.waits || entry.phase != Phase::kRunning) return;
-    if (retention_.Check(user, *entry.view->journal) == Retention::Verdict::kGoOn) {
+    const Retention::Verdict verdict = retention_.Check(user, *entry.view->journal);
+    if (verdict == Retention::Verdict::kGoOn) {
       WatchPipes(key, entry);
       return;
     }
+    if (verdict == Retention::Verdict::kKill) KillForOutput(key, entry);
     any_waits = true;
   });
   CallBack(user);
@@ -486,6 +528,7 @@ void JobTable::OnFailed(const Failed& failed) {
                           {"stage", StageName(failed.stage)},
                           {"errno", std::to_string(failed.error)}});
   ForgetRequestKey(failed.key.user, entry.start.note);
+  lacking_.erase(failed.key);
   const auto node = jobs_.extract(found);
   for (const StopCallback& done : node.mapped().stop_waiters) done(tl::unexpected(NoJob::kUnknown));
   for (const StartCallback& done : node.mapped().started) {
@@ -526,7 +569,7 @@ void JobTable::End(Entry& entry, const Exited& exited) {
     metrics::Ended(JobEnd::Reason_Name(ToJobEnd(entry.view->result, entry.view->started_us).reason()));
     LogEnd(entry.view->result);
   }
-  journal.Close();
+  journal.readable() ? journal.Close() : journal.Abandon();
   (void)retention_.Check(exited.key.user, journal);
   retention_.Ended(exited.key.user, journal);
   entry.phase = Phase::kEnded;
@@ -535,11 +578,22 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   TellEnd(entry.view);
   for (const StopCallback& done : std::exchange(entry.stop_waiters, {})) done(entry.view->result);
   // The broker keeps its record until then, so a front end that is restarted still learns of the job.
-  users_[exited.key.user].ended.emplace(entry.view->result.exited.ended_us, exited.key.id);
+  Place(entry);
   if (journal.forgotten()) return Forget(exited.key);
   ForgetSurplus(exited.key.user);
   ForgetOld();
   ResumeJobs(exited.key.user);
+}
+
+// The clock may have been set back since others ended; what ended just now is not to be forgotten before them.
+void JobTable::Place(Entry& entry) {
+  auto& ended = users_[entry.view->key.user].ended;
+  const uint64_t now = NowUs(), told = entry.view->result.exited.ended_us;
+  entry.ended_at = told != 0 ? told : now;
+  if (!ended.empty() && entry.ended_at + kJustNowUs > now) {
+    entry.ended_at = std::max(entry.ended_at, ended.rbegin()->first);
+  }
+  ended.emplace(entry.ended_at, entry.view->key.id);
 }
 
 void JobTable::TellEnd(const View& job) {
@@ -645,7 +699,7 @@ void JobTable::Forget(const JobKey& key) {
   const auto found = jobs_.find(key);
   UserJobs& user = users_[key.user];
   const std::shared_ptr<JobView> view = found->second.view;
-  user.ended.erase({view->result.exited.ended_us, key.id});
+  user.ended.erase({found->second.ended_at, key.id});
   user.by_request_key.erase(view->note.request_key());
   const bool with_broker = broker_ != nullptr && found->second.greeting == greeting_;
   const bool newest = IsNewest(key);
@@ -653,13 +707,14 @@ void JobTable::Forget(const JobKey& key) {
   if (with_broker && newest) user.anchor = key.id;
   if (with_broker && !newest) broker_->ForgetJob(key);
   retention_.Remove(key.user, *view->journal);
+  lacking_.erase(key);
   jobs_.erase(found);
 }
 
 // None that has started is younger.
 bool JobTable::IsNewest(const JobKey& key) const {
   return std::none_of(jobs_.upper_bound(key), jobs_.upper_bound({key.user, UINT64_MAX}),
-                      [](const auto& job) { return job.second.phase != Phase::kStarting; });
+                      [](const auto& job) { return job.second.view != nullptr; });
 }
 
 void JobTable::ForgetRequestKey(const std::string& user, const std::string& note_bytes) {

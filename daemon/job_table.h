@@ -86,6 +86,11 @@ class JobTable : public BrokerEvents {
   // There is no broker: starts and stops are refused until there is one again, but output goes on.
   void Lose();
   [[nodiscard]] bool has_broker() const { return broker_ != nullptr; }
+  // Jobs were taken over without their descriptors, for which this process had no room. Their output is not lost: a
+  // broker that is met again gives all of them again.
+  [[nodiscard]] bool lacks_output() const { return !lacking_.empty(); }
+  // A start is being answered, which meeting a broker anew would cut short.
+  [[nodiscard]] bool IsStarting() const;
   [[nodiscard]] uint8_t missing() const { return missing_; }
   // Whether jobs can be started now. `changed` is told whenever that changes, and once more when this server ends.
   enum class Service { kAway, kServing, kEnding };
@@ -140,6 +145,7 @@ class JobTable : public BrokerEvents {
   void OnBrokerGone(const std::string& why) override { broker_gone_(why); }
 
  private:
+  // kUnusable: it could not be taken, and is killed. To its user it never was.
   enum class Phase { kStarting, kRunning, kUnusable, kEnded };
   struct Entry {
     Phase phase = Phase::kStarting;
@@ -153,10 +159,11 @@ class JobTable : public BrokerEvents {
     uint64_t greeting = 0;          // the last one in which the broker had it
     StopState stop;
     std::vector<StopCallback> stop_waiters;
+    uint64_t ended_at = 0;  // its place in UserJobs::ended
   };
   struct UserJobs {
     uint64_t last_id = 0;
-    std::set<std::pair<uint64_t, uint64_t>> ended;  // when (us), id
+    std::set<std::pair<uint64_t, uint64_t>> ended;  // when (us), id: see Place
     // The broker alone knows the last id over a restart of this process, so the newest job stays with it, though it is
     // forgotten here, until there is a newer one. 0: none.
     uint64_t anchor = 0;
@@ -166,6 +173,7 @@ class JobTable : public BrokerEvents {
   };
   using Jobs = std::map<JobKey, Entry>;
 
+  void ForgetView(const JobKey& key, Entry& entry);
   void AdoptUnborn(const Job& job, JobDescriptors descriptors);
   template <class Message>
   void Adopt(const Message& job, JobDescriptors descriptors);
@@ -177,6 +185,7 @@ class JobTable : public BrokerEvents {
   bool Drain(Entry& entry);
   void ClosePipe(Entry& entry, size_t index);
   void CheckOutput(const JobKey& key, Entry& entry);
+  void KillForOutput(const JobKey& key, Entry& entry);
   void HeedProgress(const std::string& user);
   void ResumeJobs(const std::string& user);
   void CallBack(const std::string& user);
@@ -187,6 +196,7 @@ class JobTable : public BrokerEvents {
   void BeginStop(const JobKey& key, Entry& entry);
   void KillAt(const JobKey& key, const StopState& stop);
   void End(Entry& entry, const Exited& exited);
+  void Place(Entry& entry);
   void TellEnd(const View& job);
   void Forget(const JobKey& key);
   [[nodiscard]] bool IsNewest(const JobKey& key) const;
@@ -210,6 +220,7 @@ class JobTable : public BrokerEvents {
   std::map<std::pair<JobKey, const void*>, EndCallback> end_watches_;
   Retention retention_;
   Jobs jobs_;
+  std::set<JobKey> lacking_;  // of jobs_: see lacks_output
   std::map<std::string, UserJobs> users_;
   EventLoop::Clock::time_point next_look_ = EventLoop::Clock::time_point::max();  // of ForgetOld
 };

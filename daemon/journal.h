@@ -102,6 +102,8 @@ class Journal {
   static std::shared_ptr<Journal> Unreadable(std::string why);
   Journal(const Journal&) = delete;
   [[nodiscard]] const std::string& damage() const { return damage_; }
+  // False for an Unreadable one, whose output is elsewhere.
+  [[nodiscard]] bool readable() const { return data_.IsOpen(); }
   // The request that made the job; argv is empty when the journal was damaged.
   [[nodiscard]] const Start& start() const { return start_; }
 

@@ -224,6 +224,38 @@ class FrontEndExhaustionTest(ExhaustionTest):
                 self.assertEqual(worker.JobStop(stop, timeout=testing.HANG).end.signal, signal.SIGKILL)
 
 
+class TakeOverExhaustionTest(FaultsTest):
+
+    def test_output_that_found_no_room_is_read_once_there_is_some(self):
+        self.site.start_front_end(*self.flags)
+        ended = [self.new_job(1000, 1000) for _ in range(3)]
+        for job in ended:
+            self.finish(self.follow(job, start=self.program))
+        gated = [self.gated_job(150_000, 150_000) for _ in range(12)]
+        for job, _ in gated:
+            self.started(job)
+        self.site.kill_front_end()
+        self.site.start_front_end(*self.flags, become=['prlimit', '--nofile=64:64'])
+        lacking = re.findall(r'job taken over.* job=(\d+) .*no descriptors free', self.site.server.log())
+        self.assertGreater(len(lacking), 3)
+        self.assertEqual(lacking[-1], gated[-1][0].id)
+        self.worker, channel = self.site.worker()
+        self.addCleanup(channel.close)
+        followers = [self.follow(job) for job, _ in gated]
+        for job in ended:
+            self.worker.JobRemove(self.messages.WorkerPIDRequest(pid=job.id), timeout=testing.HANG)
+        for (job, gate), follower in zip(gated, followers):
+            gate.release()
+            self.finish(follower)
+            self.worker.JobRemove(self.messages.WorkerPIDRequest(pid=job.id), timeout=testing.HANG)
+        self.assertFalse(self.run_job(self.new_job(1000, 1000)))
+
+    def started(self, job):
+        stream = self.worker.JobStart(job.start_request(self.program), timeout=testing.HANG)
+        job.took_id(next(stream).pid)
+        stream.cancel()
+
+
 class BrokerExhaustionTest(ExhaustionTest):
 
     broker_limit = ('prlimit', '--nofile=90:90')

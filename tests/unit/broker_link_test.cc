@@ -1,11 +1,13 @@
 #include "daemon/broker_link.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 #include "tests/unit/fake_broker.h"
 #include "tests/unit/temporary_directory.h"
+#include "tests/unit/test_journal.h"
 
 namespace jobworker {
 namespace {
@@ -141,6 +143,36 @@ TEST_F(BrokerLinkTest, ALostBrokerIsMetAgain) {
   EXPECT_EQ(jobs_.Find({"alice", 1}).error(), NoJob::kUnknown);  // what there is can still be read
   Welcomes(door, second);
   EXPECT_EQ(tried_, 1);
+  EXPECT_EQ(lost_, "");
+}
+
+TEST_F(BrokerLinkTest, ABrokerWhoseDescriptorsFoundNoRoomIsMetAgainWhenThereIsSome) {
+  const Rendezvous door(path_);
+  link_.Meet(path_);
+  const JournalMemory memory(Start{{"alice", 1}, {}, {"echo"}, {}});
+  const TestPipe pipe;
+  const std::vector<int> given = {pipe.read.Get(), pipe.read.Get(), memory.data.Get(), memory.index.Get()};
+  FakeBroker first, second;
+  RunUntil([&] { return door.Visited(); });
+  for (FakeBroker* broker : {&first, &second}) {
+    broker->Send(Welcome{kProtocolVersion, 0, 1});
+    broker->Send(Job{{"alice", 1}, {}, 0}, given);
+  }
+  door.HandOver(door.Accept(), first);
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &old), 0);
+  const UniqueFd highest(dup(0));
+  const rlimit few{static_cast<rlim_t>(highest.Get()) + 4, old.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  RunUntil([&] { return jobs_.has_broker(); });
+  EXPECT_TRUE(jobs_.lacks_output());
+  loop_.RunOnce();  // it looks, in vain
+  EXPECT_TRUE(jobs_.has_broker());
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &old), 0);
+  RunUntil([&] { return door.Visited(); });
+  door.HandOver(door.Accept(), second);
+  RunUntil([&] { return !jobs_.lacks_output(); });
+  EXPECT_TRUE(jobs_.has_broker());
   EXPECT_EQ(lost_, "");
 }
 

@@ -347,6 +347,47 @@ TEST_F(JobTableTest, WhoStopsAJobWhoseDescriptorsAreLostIsTold) {
   RunUntil([&] { return told == 2; });
 }
 
+TEST_F(JobTableTest, AJobWhoseDescriptorsWereLostStaysGoneWithTheNextBroker) {
+  Ask("alice");
+  const Start start = broker().Next<Start>();
+  table().OnStarted(Started{start.key, {}, 0}, {});
+  Keep(start);
+  LoseBroker();  // which may not have read the Kill
+  MeetBroker();
+  EXPECT_EQ(broker().Next<Kill>().key, start.key);
+  EXPECT_EQ(table().Find(start.key).error(), NoJob::kUnknown);
+  SendExited(ExitedWith(start.key, 9));
+  NextIsForget(start.key);
+  LoseBroker();
+  MeetBroker();
+  EXPECT_EQ(StartRunning("alice")->key.id, 2U);
+}
+
+TEST_F(JobTableTest, AJobWhoseDescriptorsWereLostMayBeGoneWithItsBroker) {
+  Ask("alice");
+  const JobKey key = broker().Next<Start>().key;
+  table().OnStarted(Started{key, {}, 0}, {});
+  LoseBroker();
+  MeetBroker();
+  EXPECT_EQ(table().Find(key).error(), NoJob::kUnknown);
+  EXPECT_FALSE(table().IsStarting());
+  table().Close();
+}
+
+// Or ids would begin again from 1.
+TEST_F(JobTableTest, AJobWhoseDescriptorsWereLostDoesNotCostTheNewestId) {
+  const JobKey newest = StartRunning("alice")->key;
+  End(newest);
+  Ask("alice");
+  const JobKey key = broker().Next<Start>().key;
+  table().OnStarted(Started{key, {}, 0}, {});
+  EXPECT_EQ(broker().Next<Kill>().key, key);
+  EXPECT_TRUE(*table().RemoveJob(newest));
+  broker().Send(ExitedWith(key, 9));
+  EXPECT_EQ(Next<Forget>().key, key);
+  EXPECT_TRUE(broker().NothingSent());  // of the other
+}
+
 // One that is not forgotten by the broker would be: nobody counts its memory any more.
 TEST_F(JobTableTest, AFollowerOfAForgottenJobDoesNotKeepItsOutput) {
   const auto view = StartRunning("alice");
@@ -367,9 +408,90 @@ TEST_F(JobTableTest, AReplayedJobWhoseDescriptorsWereLostIsStillThere) {
   Stop(key, {StopKind::kAsked, SIGINT, 1h});
   EXPECT_EQ(broker().Next<Signal>().number, SIGINT);
   kept_.try_emplace(key, Start{key, {}, {"echo"}, {}});
-  End(key, ExitedWith(key, 9));
+  SendExited(ExitedWith(key, 9));
+  RunUntil([&] { return stopped_.has_value(); });
   EXPECT_EQ(stopped_->value().exited.value, 9);
   EXPECT_EQ(stopped_->value().stop.kind, StopKind::kAsked);
+  EXPECT_EQ(Finished(**view), Outcome::kAbandoned);  // nobody is told that this was all
+}
+
+TEST_F(JobTableTest, WhatFoundNoRoomIsThereOnceABrokerIsMetAgain) {
+  const JobKey key{"alice", 7};
+  Kept& kept = Keep(Start{key, {}, {"echo"}, {}, {}, WithKey("k").SerializeAsString()});
+  kept.out.Put("abc");
+  EXPECT_FALSE(table().lacks_output());
+  table().OnJob(Job{key, {}, 0}, {});
+  EXPECT_TRUE(table().lacks_output());
+  const auto before = *table().Find(key);
+  Stop(key, {StopKind::kAsked, SIGINT, 1h});
+  for (const int number : {SIGINT, SIGCONT}) EXPECT_EQ(Next<Signal>().number, number);
+  // Its request key is not known.
+  Ask("alice", WithKey("k"));
+  EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kGone);
+  const auto bobs = StartRunning("bob", WithKey("k"));
+  LoseBroker();
+  MeetBroker();
+  EXPECT_FALSE(table().lacks_output());
+  EXPECT_EQ(Finished(*before), Outcome::kAbandoned);
+  const auto view = *table().Find(key);
+  RunUntil([&] { return ReadAll(*view->journal) == "o'abc'"; });
+  EXPECT_EQ(view->phase, JobView::Phase::kEnding);
+  EXPECT_EQ(view->journal->stop().signal, SIGINT);
+  for (const int number : {SIGINT, SIGCONT}) EXPECT_EQ(Next<Signal>().number, number);
+  Ask("alice", WithKey("k"));
+  EXPECT_EQ((**result_)->key, key);
+  EXPECT_EQ(table().retention().HeldBy("alice"), view->journal->held());
+}
+
+TEST_F(JobTableTest, EvenIfItHasEndedMeanwhile) {
+  const JobKey key{"alice", 7};
+  Keep(Start{key, {}, {"echo"}, {}}).out.Put("abc");
+  table().OnJob(Job{key, {}, 0}, {});
+  int ends = 0;
+  table().WatchEnd(key, &ends, [&](const auto& job) { ends += job ? 1 : 100; });
+  SendExited(ExitedWith(key, 9));
+  RunUntil([&] { return ends == 1; });
+  LoseBroker();
+  MeetBroker();
+  const auto view = *table().Find(key);
+  EXPECT_EQ(ReadAll(*view->journal), "o'abc'");
+  EXPECT_EQ(Finished(*view), Outcome::kEnd);
+  EXPECT_EQ(view->result.exited.value, 9);
+  EXPECT_FALSE(table().lacks_output());
+  for (int i = 0; i < 2; ++i) End(StartRunning("alice")->key);
+  NextIsForget(key);  // of three, it is the oldest: it counts once
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, AnUnbornJobThatFoundNoRoomIsNotStartedTwice) {
+  const Start start{{"alice", 7}, {}, {"echo"}, {}, {}, WithKey("k").SerializeAsString()};
+  Job job{start.key, {}, 0};
+  job.starting = 1;
+  table().OnJob(job, {});
+  EXPECT_TRUE(table().lacks_output());
+  Ask("alice", WithKey("k"));
+  EXPECT_EQ(std::get<NoJob>(result_->error()), NoJob::kGone);
+  result_.reset();
+  broker().Send(Started{start.key, {}, kIo, 0, 5}, Keep(start).Descriptors());
+  RunUntil([&] { return table().Find(start.key).has_value(); });
+  EXPECT_FALSE(table().lacks_output());
+  Ask("alice", WithKey("k"));
+  EXPECT_EQ((**result_)->key, start.key);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, AnUnbornJobThatFoundNoRoomAndFailsIsNoMore) {
+  Job job{{"alice", 7}, {}, 0};
+  job.starting = 1;
+  for (const bool lost : {false, true}) {
+    table().OnJob(job, {});
+    EXPECT_TRUE(table().IsStarting());
+    EXPECT_TRUE(table().lacks_output());
+    if (lost) LoseBroker();
+    if (!lost) table().OnFailed(Failed{job.key, RequestType::kStart, Stage::kExec, ENOENT});
+    EXPECT_FALSE(table().lacks_output());
+    EXPECT_FALSE(table().IsStarting());
+  }
 }
 
 // --- Stops. ---
@@ -471,6 +593,33 @@ TEST_F(JobTableTest, ForgetsTheOldestEndedJob) {
   NextIsForget({"alice", 1});
   EXPECT_EQ(table().Find({"alice", 1}).error(), NoJob::kUnknown);
   EXPECT_TRUE(table().Find({"alice", 2}));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, AClockThatWasSetBackDoesNotMakeTheLastTheOldest) {
+  std::vector<JobKey> keys;
+  for (const uint64_t hours : {7U, 5U, 0U, 0U}) {  // ahead
+    keys.push_back(StartRunning("alice")->key);
+    Exited exited = ExitedWith(keys.back(), 0);
+    exited.ended_us += hours * 3'600'000'000;
+    End(keys.back(), exited);
+    if (keys.size() > 2) NextIsForget(keys[keys.size() - 3]);
+  }
+  for (const JobKey& key : {keys[2], keys[3]}) EXPECT_TRUE(table().Find(key));
+  Restart();
+  for (const JobKey& key : {keys[2], keys[3]}) EXPECT_TRUE(table().Find(key));
+  EXPECT_TRUE(*table().RemoveJob(keys[2]));
+  NextIsForget(keys[2]);
+  End(StartRunning("alice")->key);
+  EXPECT_TRUE(broker().NothingSent());  // what was removed counts no longer
+}
+
+TEST_F(JobTableTest, AnEndAtAnUnknownTimeIsNotAnOldOne) {
+  const JobKey key = StartRunning("alice")->key;
+  Exited exited = ExitedWith(key, 0, EndCause::kUnknown);
+  exited.ended_us = 0;
+  End(key, exited);
+  EXPECT_TRUE(table().Find(key));
   EXPECT_TRUE(broker().NothingSent());
 }
 
@@ -915,6 +1064,99 @@ TEST_F(ImpatientBlockTest, WhoDoesNotComeBackIsGivenUp) {
   view->journal->Detach(&left);
   RunUntil([&] { return Left(*view) == 0; });
   view->journal->Detach(&reading);
+}
+
+// --- New limits. ---
+
+TEST_F(JobTableTest, FewerEndedJobsAreKeptAtOnce) {
+  std::vector<JobKey> keys;
+  for (int i = 0; i < 2; ++i) {
+    keys.push_back(StartRunning("alice")->key);
+    End(keys.back());
+  }
+  const auto bobs = StartRunning("bob");
+  End(bobs->key);
+  JobTableLimits limits = limits_;
+  limits.ended_per_user = 1;
+  table().SetLimits(limits);
+  NextIsForget(keys[0]);
+  EXPECT_TRUE(table().Find(keys[1]));
+  EXPECT_TRUE(table().Find(bobs->key));
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(JobTableTest, MoreEndedJobsAreKeptFromNowOn) {
+  JobTableLimits limits = limits_;
+  limits.ended_per_user = 3;
+  table().SetLimits(limits);
+  for (int i = 0; i < 3; ++i) End(StartRunning("alice")->key);
+  EXPECT_TRUE(broker().NothingSent());
+  const JobKey last = StartRunning("alice")->key;
+  End(last);
+  NextIsForget({"alice", 1});
+}
+
+TEST_F(JobTableTest, AnEarlierAgeForgetsAtOnceAndLaterWhatIsNotYetSoOld) {
+  std::vector<JobKey> keys;
+  for (const uint64_t minutes : {60U, 0U}) {
+    keys.push_back(StartRunning("alice")->key);
+    Exited exited = ExitedWith(keys.back(), 0);
+    exited.ended_us -= minutes * 60'000'000;
+    End(keys.back(), exited);
+  }
+  const JobKey newest = StartRunning("alice")->key;
+  JobTableLimits limits = limits_;
+  limits.ended_age = 30min;
+  table().SetLimits(limits);
+  NextIsForget(keys[0]);
+  EXPECT_TRUE(table().Find(keys[1]));
+  limits.ended_age = 100ms;
+  table().SetLimits(limits);
+  NextIsForget(keys[1]);
+  EXPECT_TRUE(table().Find(newest));
+}
+
+TEST_F(JobTableTest, AnotherGraceIsThatOfTheNextStop) {
+  JobTableLimits limits = limits_;
+  limits.stop_grace = 7s;
+  table().SetLimits(limits);
+  EXPECT_EQ(table().stop_grace(), 7s);
+}
+
+TEST_F(BlockTest, AJobThatWaitsIsKilledWhenThatIsTheNewPolicy) {
+  const auto view = StartRunning("alice"), quiet = StartRunning("alice");
+  Fill(*view);
+  EXPECT_TRUE(broker().NothingSent());
+  JobTableLimits limits = limits_;
+  limits.output.policy = OutputPolicy::kKill;
+  table().SetLimits(limits);
+  EXPECT_EQ(Next<Kill>().key, view->key);
+  End(view->key, ExitedWith(view->key, SIGKILL, EndCause::kSignalled));
+  EXPECT_EQ(view->result.stop.kind, StopKind::kOutputLimit);
+  EXPECT_EQ(quiet->phase, JobView::Phase::kRunning);
+  EXPECT_TRUE(broker().NothingSent());
+}
+
+TEST_F(BlockTest, AJobThatWaitsGoesOnWhenTheNewPolicyIsToDrop) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  JobTableLimits limits = limits_;
+  limits.output.policy = OutputPolicy::kDropOldest;
+  table().SetLimits(limits);
+  RunUntil([&] { return Left(*view) == 0; });
+  EXPECT_GT(view->journal->range().first, 0U);
+}
+
+TEST_F(BlockTest, AJobThatWaitsGoesOnWhenMoreIsKept) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  JobTableLimits limits = limits_;
+  limits.output.per_job *= 2;
+  table().SetLimits(limits);
+  RunUntil([&] { return Left(*view) == 0; });
+  EXPECT_EQ(view->journal->range().first, 0U);
 }
 
 class NarrowBlockTest : public PolicyTest {
