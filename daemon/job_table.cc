@@ -407,6 +407,7 @@ void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
       for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
       entry.waits = true;
       HeedProgress(key.user);
+      ResumeJobs(key.user);  // what was read before it was heeded
   }
 }
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <csignal>
 #include <optional>
+#include <semaphore>
+#include <thread>
 
 #include "tests/unit/test_journal.h"
 
@@ -1157,6 +1159,31 @@ TEST_F(BlockTest, AJobThatWaitsGoesOnWhenMoreIsKept) {
   table().SetLimits(limits);
   RunUntil([&] { return Left(*view) == 0; });
   EXPECT_EQ(view->journal->range().first, 0U);
+}
+
+// Whenever that is: also while the job is found to have to wait.
+TEST_F(BlockTest, AFollowerOnAnotherThreadMakesRoom) {
+  struct Sleeper : OutputReader {
+    void OutputReady() override { ready.release(); }
+    std::binary_semaphore ready{0};
+  };
+  const auto view = StartRunning("alice");
+  OutputCursor cursor;
+  view->journal->Attach(&cursor);
+  std::thread follower([&] {
+    const auto reader = std::make_shared<Sleeper>();
+    for (Outcome outcome = Outcome::kBytes; outcome != Outcome::kEnd;) {
+      outcome = view->journal->Read(cursor, reader).outcome;
+      if (outcome == Outcome::kWait) reader->ready.acquire();
+    }
+  });
+  for (int i = 0; i < 10'000; ++i) {
+    kept_.at(view->key).out.Put(std::string(kPerJob / 4, 'x'));
+    RunUntil([&] { return Left(*view) == 0; });
+  }
+  End(view->key);
+  follower.join();
+  view->journal->Detach(&cursor);
 }
 
 class NarrowBlockTest : public PolicyTest {
