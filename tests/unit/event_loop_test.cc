@@ -39,7 +39,7 @@ TEST_F(TimersTest, RingInTheOrderOfTheirTimesAndThenOfTheCalls) {
 
 TEST_F(TimersTest, AnEarlierOneIsNotKeptByALaterOne) {
   At(10h, 'z');
-  At(-1h, 'a');
+  At(-1ms, 'a');
   RunUntilRung('a');
   EXPECT_EQ(rung_, "a");
 }
