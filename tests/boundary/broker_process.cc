@@ -38,8 +38,6 @@ void MakeOddSurroundings() {
                     signal(SIGPIPE, SIG_IGN) == SIG_DFL && signal(SIGUSR2, SIG_IGN) == SIG_DFL;
   if (!made) _exit(100);
   umask(0);
-  // Where the kernel lets it be: a broker that the OOM killer is to spare.
-  std::ofstream("/proc/self/oom_score_adj") << "-500";
   for (const char* name : {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "SECRET"})
     setenv(name, "1", 1);
 }

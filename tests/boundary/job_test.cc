@@ -161,6 +161,11 @@ TEST_F(Jobs, ACommandThatCannotRunFailsAtExecAndFreesItsKey) {
     EXPECT_EQ(failed.stage, Stage::kExec) << command;
     EXPECT_EQ(failed.error, static_cast<uint32_t>(error)) << command;
   }
+  // What the other directories of PATH say does not hide that one could not be looked into.
+  Start elsewhere = StartOf(Alice(2), {"no-such-program"});
+  elsewhere.env = {"PATH=/root:/bin"};
+  front().Send(elsewhere);
+  EXPECT_EQ(front().Await<Failed>(Alice(2)).error, static_cast<uint32_t>(EACCES));
   fs::permissions(plain, fs::perms(0755));
   front().Send(StartOf(Alice(2), {plain}));
   EXPECT_EQ(front().Await<Failed>(Alice(2)).error, static_cast<uint32_t>(ENOEXEC));

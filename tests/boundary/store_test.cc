@@ -464,6 +464,9 @@ TEST_F(Stored, WhatIsNotAJobIsClosedAndDropped) {
   add("", parcel("x", 7));
   StartBroker();
   Reconnect();
+  // The uid 0 of the credentials is not a descriptor to close.
+  const std::string broker_stdin = "/proc/" + std::to_string(broker_.broker().pid()) + "/fd/0";
+  EXPECT_EQ(fs::read_symlink(broker_stdin), fs::read_symlink("/proc/self/fd/0"));
   EXPECT_EQ(front_->held(), std::vector<JobKey>{Alice(1)});
   systemd_->Drain();
   EXPECT_EQ(systemd_->Names(), std::vector<std::string>{"alice.1"});
