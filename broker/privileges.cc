@@ -84,9 +84,13 @@ void NarrowDescriptors(unsigned first, unsigned count) {
 }
 
 void NarrowPrivileges() {
-  const rlimit no_core{0, 0};
-  OrThrow(setrlimit(RLIMIT_CORE, &no_core), "setrlimit");
-  OrThrow(prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl");
+  // While CAP_SYS_RESOURCE is here: otherwise what it is now stays a floor, to which every job could go back.
+  const UniqueFd oom(OrThrow(open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC), "open oom_score_adj"));
+  char sign = 0;
+  OrThrow(static_cast<int>(read(oom.Get(), &sign, 1)), "read oom_score_adj");
+  if (sign == '-') OrThrow(static_cast<int>(pwrite(oom.Get(), "0", 1, 0)), "set oom_score_adj");
+  const rlimit none{0, 0};
+  OrThrow(setrlimit(RLIMIT_CORE, &none) | prctl(PR_SET_DUMPABLE, 0) | prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "narrow");
   KeepCapabilities();
   const std::unique_ptr<void, decltype(&seccomp_release)> filter(seccomp_init(SCMP_ACT_ALLOW), &seccomp_release);
   errno = EINVAL;

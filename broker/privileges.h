@@ -7,7 +7,7 @@ namespace jobworker {
 // job will inherit. Raises RLIMIT_NOFILE to its hard limit.
 void NarrowDescriptors(unsigned first, unsigned count);
 
-// No tracing, no_new_privs, three capabilities; no core dump and the seccomp filter, both for the jobs too. Call it
-// single-threaded. There is no way back.
+// No tracing, no_new_privs, three capabilities; for the jobs too no core dump, no protection from the OOM killer, and
+// the seccomp filter. Call it single-threaded. There is no way back.
 void NarrowPrivileges();
 }  // namespace jobworker

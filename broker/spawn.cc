@@ -83,11 +83,7 @@ bool SetUpResources(uint64_t pids) {
   if (getrlimit(RLIMIT_NOFILE, &files) != 0 || getrlimit(RLIMIT_NPROC, &processes) != 0) return false;
   files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1024);
   processes.rlim_cur = processes.rlim_max = std::min<rlim_t>(processes.rlim_max, pids);  // behind pids.max, by uid
-  // The broker may be protected from the OOM killer; its jobs must not be.
-  const int oom = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
-  char sign = 0;
-  return read(oom, &sign, 1) == 1 && (sign != '-' || pwrite(oom, "0", 1, 0) == 1) &&
-         setrlimit(RLIMIT_NOFILE, &files) == 0 && setrlimit(RLIMIT_NPROC, &processes) == 0;
+  return setrlimit(RLIMIT_NOFILE, &files) == 0 && setrlimit(RLIMIT_NPROC, &processes) == 0;
 }
 
 // Groups first, user last: after setresuid there is no right to the others. Read back, because a set*id call with -1

@@ -38,6 +38,9 @@ void MakeOddSurroundings() {
                     signal(SIGPIPE, SIG_IGN) == SIG_DFL && signal(SIGUSR2, SIG_IGN) == SIG_DFL;
   if (!made) _exit(100);
   umask(0);
+  // Not everywhere may root do that.
+  const UniqueFd score(open("/proc/self/oom_score_adj", O_WRONLY));
+  (void)!write(score.Get(), "-500", 4);
   for (const char* name : {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "SECRET"})
     setenv(name, "1", 1);
 }

@@ -284,6 +284,7 @@ print('cwd', os.getcwd())
 print('processes of others', any(os.stat('/proc/' + p).st_uid != os.getuid() for p in os.listdir('/proc') if p.isdigit()))
 print('home', os.access('/root', os.X_OK), 'ca', os.access('/etc/jobworker/ca', os.R_OK))
 print('disk node', os.path.exists('/dev/ubda'))
+attempt('oom -1', lambda: os.write(os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1'))
 for path in ('/etc/x', '/usr/x', '/run/x', '/sys/fs/cgroup/cgroup.procs', '/proc/sys/kernel/hostname'):
     attempt('write ' + path, lambda: open(path, 'w'))
 for path in ('/tmp/x', 'x'):
@@ -307,7 +308,7 @@ attempt('internet socket', lambda: socket.socket().close())
 def _():
     seen = worker("alice", "start", "python3", "-c", WHAT_A_JOB_SEES).stdout
     contains(seen, "caps {'0000000000000000'}", "ids ['70001', '70001', '70001', '70001'] ['70001', '70001', '70001', '70001'] []",
-             "nnp 1 seccomp 2", "oom 0\n", "umask 0o77\n", "nofile 1024 core (0, 0)", "cwd /var/lib/jobworker/alice\n",
+             "nnp 1 seccomp 2", "oom 0\n", "oom -1 Permission denied", "umask 0o77\n", "nofile 1024 core (0, 0)", "cwd /var/lib/jobworker/alice\n",
              "processes of others False", "home False ca False", "disk node False", "write /etc/x Read-only file system",
              "write /usr/x Read-only file system", "write /run/x Permission denied",
              "write /sys/fs/cgroup/cgroup.procs Permission denied", "write /tmp/x can None",
