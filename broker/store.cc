@@ -61,7 +61,7 @@ void Store::Keep(const StoredJob& job) const try {
   for (size_t i = 0; i < kStdin; ++i) numbers.push_back((*job.child.descriptors)[i].Get());
   if (!job.Ended()) numbers.push_back(job.child.pidfd.Get());
   const auto [kept, sender] = MessageSocketPair();
-  errno = SendMessage(sender.Get(), Encode<Parcel>(job), numbers);
+  errno = SendMessage(sender.Get(), Encode(static_cast<const Parcel&>(job)), numbers);
   OrThrow(errno == 0 ? 0 : -1, "send");
   Tell("FDSTORE=1\nFDPOLL=0\nFDNAME=" + job.Name(job.Ended()), std::array{kept.Get()});
 } catch (const std::system_error& error) {
