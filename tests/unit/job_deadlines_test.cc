@@ -36,6 +36,11 @@ TEST_F(JobDeadlinesTest, ATimeoutCountsFromTheStart) {
   EXPECT_EQ(stopped_, (std::vector{std::pair{uint64_t{2}, StopKind::kTimeout}}));
 }
 
+TEST_F(JobDeadlinesTest, AClockThatWasSetBackDoesNotLengthenATimeout) {
+  deadlines_.Add(one_, Note(1, 0), NowUs() + kHourMs * 1000);
+  RunUntil(1);
+}
+
 TEST_F(JobDeadlinesTest, AJobThatEndsIsNotStopped) {
   deadlines_.Add(one_, Note(1, 1), NowUs());
   deadlines_.Remove(one_);

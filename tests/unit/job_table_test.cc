@@ -885,6 +885,14 @@ TEST_F(JobTableTest, AGraceThatRanOutWhileThereWasNoFrontEndIsOver) {
   EXPECT_EQ(Next<Kill>().key, key);
 }
 
+TEST_F(JobTableTest, AClockThatWasSetBackDoesNotLengthenAGrace) {
+  const JobKey key = StartRunning("alice")->key;
+  const auto journal = kept_.at(key).memory.Open();
+  journal->SetStop({StopKind::kAsked, SIGTERM, false, 1, NowUs() + 3'600'000'000});
+  Restart();
+  EXPECT_EQ(Next<Kill>().key, key);
+}
+
 TEST_F(JobTableTest, AJobThatAnEarlierFrontEndAskedForIsTakenOver) {
   Start start{{"alice", 3}, {}, {"echo"}, {}, "", WithKey("k").SerializeAsString()};
   broker().Send(Started{start.key, {}, 0, 0, 5}, Keep(start).Descriptors());
