@@ -92,6 +92,11 @@ class FakeSystemd {
     return names;
   }
 
+  [[nodiscard]] UniqueFd CopyOfFirst() const {
+    const std::lock_guard lock(mutex_);
+    return UniqueFd(dup(store.at(0).second.Get()));
+  }
+
   // To be looked at and changed after Drain(), while there is no broker or it is idle.
   std::vector<std::pair<std::string, UniqueFd>> store;
 
@@ -397,7 +402,7 @@ TEST_F(Stored, AnEndTakesThePlaceOfAJobThatWasNotDropped) {
   Reconnect();
   Begin(StartOf(1, {"sleep", "infinity"}));
   systemd_->Drain();
-  UniqueFd alive(dup(systemd_->store.at(0).second.Get()));
+  UniqueFd alive = systemd_->CopyOfFirst();
   front_->Send(Kill{Alice(1)});
   (void)front_->Await<Exited>(Alice(1));
   Kill9();
@@ -449,7 +454,7 @@ TEST_F(Stored, WhatIsNotAJobIsClosedAndDropped) {
     one.job.key = one.exited.key = Alice(id);
     return Encode(one, version);
   };
-  add("alice.2", dup(systemd_->store[0].second.Get()));  // another's name
+  add("alice.2", systemd_->CopyOfFirst().Release());  // another's name
   add("stray", open("/dev/null", O_RDONLY | O_CLOEXEC));
   add("alice.3", parcel("junk", 6));
   add("alice.4", parcel(std::string(5000, 'x'), 6));
