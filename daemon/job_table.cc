@@ -487,6 +487,9 @@ void JobTable::ForJobsOf(const std::string& user, const std::function<void(const
 void JobTable::ClosePipe(Entry& entry, size_t index) {
   if (!entry.pipes[index].IsOpen()) return;
   loop_.Unwatch(entry.pipes[index].Get());
+  // The broker has it until the job is forgotten, and what the pipes of its account may hold together is bounded:
+  // beyond that, new ones are of 8 KiB (pipe(7)).
+  (void)fcntl(entry.pipes[index].Get(), F_SETPIPE_SZ, 1);
   entry.pipes[index].Reset();
 }
 

@@ -292,6 +292,16 @@ TEST_F(JobTableTest, OutputIsReadBeforeTheEndIsTold) {
   EXPECT_EQ(view->phase, JobView::Phase::kEnded);
 }
 
+TEST_F(JobTableTest, ThePipesThatTheBrokerKeepsOfAnEndedJobAreSmall) {
+  const auto view = StartRunning("alice");
+  const Kept& kept = kept_.at(view->key);
+  kept.out.Put(std::string(65'536, 'x'));
+  RunUntil([&] { return view->journal->range().end == 65'536; });
+  EXPECT_GE(fcntl(kept.out.read.Get(), F_GETPIPE_SZ), 65'536);
+  End(view->key);
+  for (const TestPipe* pipe : {&kept.out, &kept.err}) EXPECT_EQ(fcntl(pipe->read.Get(), F_GETPIPE_SZ), 4096);
+}
+
 // The write end stays open, as if a process outside of the job had been handed it.
 TEST_F(JobTableTest, AStrangerWithTheWriteEndDoesNotHoldUpTheEnd) {
   const auto view = StartRunning("alice");
