@@ -449,7 +449,7 @@ void JobTable::LookAgain(const std::string& user) {
   look.reset();
   auto next = Journal::Clock::time_point::max();
   ForJobsOf(user, [&](const JobKey&, Entry& entry) {
-    if (entry.view != nullptr) next = std::min(next, entry.view->journal->AbsentUntil());
+    if (entry.view != nullptr) next = std::min(next, entry.view->journal->LookAgainAt());
   });
   if (next == Journal::Clock::time_point::max()) return;
   look = loop_.At(next, [this, user] {

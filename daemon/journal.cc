@@ -26,6 +26,7 @@ constexpr uint64_t kMarkCost = 32;            // in the index, and in marks_
 constexpr uint64_t kJournalCost = 12 * 1024;  // two inodes, a page each
 constexpr uint64_t kMarkEveryUs = 100'000;    // at most; so that times are good enough
 constexpr size_t kMostAbsent = 64;            // of one job
+constexpr std::chrono::milliseconds kTryAgain{100};
 constexpr uint64_t kReaders = kJournalStart - Journal::kReadersKept * kWord;
 
 // All of it, or false with errno. Nothing here crosses a page, so a kill leaves all of it or none.
@@ -296,7 +297,9 @@ uint64_t Journal::DropLocked(uint64_t held, uint64_t margin) {
 
 // The new beginning is written first: a kill in between leaves bytes that nobody misses, not zeros that somebody reads.
 void Journal::Drop(uint64_t first) {
-  if (first <= first_ || !WriteWord(index_.Get(), kFirst, first)) return;
+  if (first <= first_) return;
+  drop_failed_ = !WriteWord(index_.Get(), kFirst, first);
+  if (drop_failed_) return;
   first_ = first;
   DropMarks();
   PunchHole(data_.Get(), punched_, first_);
@@ -533,10 +536,10 @@ void Journal::CallBack(bool wanted) {
   Tell(ready);
 }
 
-Journal::Clock::time_point Journal::AbsentUntil() {
+Journal::Clock::time_point Journal::LookAgainAt() {
   const std::lock_guard lock(mutex_);
   CeaseToExpect();
-  auto next = Clock::time_point::max();
+  auto next = drop_failed_ ? Clock::now() + kTryAgain : Clock::time_point::max();
   for (const Absent& absent : absent_) next = std::min(next, absent.until);
   return next;
 }

@@ -120,8 +120,9 @@ class Journal {
   uint64_t DropReadTo(uint64_t held, uint64_t margin);
   // Whether those who come back are to do so (kResume) as soon as they have read all.
   void CallBack(bool wanted);
-  // When the next of those who have left and may come back is waited for no longer; max() when there is none.
-  Clock::time_point AbsentUntil();
+  // When more may be dropped though nobody reads: the next of those who have left and may come back is waited for no
+  // longer, or what the kernel refused is tried again. max(): never.
+  Clock::time_point LookAgainAt();
   // Memory of data, marks and what a journal costs at least.
   [[nodiscard]] uint64_t held() const { return held_; }
   // Nothing comes any more. The first of the two counts.
@@ -222,7 +223,7 @@ class Journal {
   std::vector<std::shared_ptr<OutputReader>> waiting_;
   std::vector<const OutputCursor*> cursors_;
   std::vector<Absent> absent_;
-  bool called_back_ = false;
+  bool called_back_ = false, drop_failed_ = false;
   std::function<void()> progress_;
   // What was read last, for whoever comes to the same place while somebody still has it.
   uint64_t shared_begin_ = 0;

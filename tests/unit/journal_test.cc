@@ -565,9 +565,9 @@ TEST_F(JournalTest, WhoComesBackTakesThePlaceOfTheOneBefore) {
   EXPECT_EQ(journal_->followers(), 1U);
   EXPECT_EQ(journal_->DropReadTo(0, 0), 6U);
   journal_->Detach(&before);
-  EXPECT_EQ(journal_->AbsentUntil(), Journal::Clock::time_point::max());
+  EXPECT_EQ(journal_->LookAgainAt(), Journal::Clock::time_point::max());
   journal_->Detach(&after);
-  EXPECT_LT(journal_->AbsentUntil(), Journal::Clock::time_point::max());
+  EXPECT_LT(journal_->LookAgainAt(), Journal::Clock::time_point::max());
 }
 
 TEST_F(JournalTest, WhoOnlyHasALookKeepsWhatItNeedsAndReadsForNobody) {
@@ -585,13 +585,13 @@ TEST_F(JournalTest, WhoOnlyHasALookKeepsWhatItNeedsAndReadsForNobody) {
 TEST_F(JournalTest, WhoDoesNotComeBackIsNotWaitedForForEver) {
   auto journal = *Journal::Open(JournalMemory::Dup(memory_.data), JournalMemory::Dup(memory_.index), 0ms);
   PutInto(*journal, "abcdefghij");
-  EXPECT_EQ(journal->AbsentUntil(), Journal::Clock::time_point::max());
+  EXPECT_EQ(journal->LookAgainAt(), Journal::Clock::time_point::max());
   OutputCursor cursor{0, {}, 1}, other{10, {}};
   for (OutputCursor* each : {&cursor, &other}) journal->Attach(each);
   EXPECT_EQ(journal->DropReadTo(0, 0), 0U);
   journal->Detach(&cursor);
   EXPECT_EQ(journal->DropReadTo(0, 0), 10U);
-  EXPECT_EQ(journal->AbsentUntil(), Journal::Clock::time_point::max());
+  EXPECT_EQ(journal->LookAgainAt(), Journal::Clock::time_point::max());
   journal->Detach(&other);
 }
 
@@ -603,7 +603,7 @@ TEST_F(JournalTest, TheNextFrontEndWaitsForThoseOfTheOneBefore) {
   EXPECT_GT(journal_->DropReadTo(0, 2), 0U);
   const auto before = Journal::Clock::now();
   Reopen();
-  EXPECT_GE(journal_->AbsentUntil(), before + Journal::kComesBackWithin);
+  EXPECT_GE(journal_->LookAgainAt(), before + Journal::kComesBackWithin);
   OutputCursor new_one{10, {}, 3, 10}, one{10, {}, 1, 10}, two{8, {}, UINT64_MAX, 8};
   for (OutputCursor* each : {&new_one, &one}) journal_->Attach(each);
   EXPECT_EQ(journal_->DropReadTo(0, 0), 0U);
@@ -640,7 +640,7 @@ TEST_F(JournalTest, WhoeverNeedsTheMostIsRemembered) {
   std::vector<OutputCursor> back;
   for (uint64_t i = 1; i <= 64; ++i) back.push_back({1000, {}, i, 1000});
   for (const OutputCursor& cursor : back) journal_->Attach(&cursor);
-  EXPECT_EQ(journal_->AbsentUntil(), Journal::Clock::time_point::max());  // the rest was forgotten
+  EXPECT_EQ(journal_->LookAgainAt(), Journal::Clock::time_point::max());  // the rest was forgotten
   for (const OutputCursor& cursor : back) journal_->Detach(&cursor);
   journal_->Detach(&other);
 }
