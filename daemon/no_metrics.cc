@@ -20,9 +20,8 @@ struct MetricsPage::Server {};
 
 tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string&, Count) {
   return Because(
-      "--metrics: this jobserver has none: all of its libraries are linked in, as in the tar.gz, and Debian has none "
-      "of "
-      "Prometheus's to link in; leave --metrics out, or install the package jobworker-server, whose jobserver has "
+      "--metrics: this jobserver has none: all of its libraries are linked in, as in the tar.gz, and Debian has no "
+      "such form of Prometheus's; leave --metrics out, or install the package jobworker-server, whose jobserver has "
       "them");
 }
 
