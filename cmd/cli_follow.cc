@@ -7,22 +7,24 @@
 #include <csignal>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <utility>
 
 #include "cmd/cli_connection.h"
 #include "cmd/cli_input.h"
 #include "cmd/cli_interrupt.h"
 #include "cmd/cli_json.h"
+#include "cmd/cli_retry.h"
 #include "cmd/cli_text.h"
 
 namespace jobworker {
 namespace {
 
-// Not 0.
-uint64_t RandomNumber() {
-  std::random_device random;
-  return uint64_t{random()} << 32 | random() | 1;
+// 0 without any random bytes: then the server does not wait for this client.
+uint64_t NewReader() {
+  uint64_t reader = 0;
+  const std::string bytes = RandomBytes(sizeof(reader));
+  std::memcpy(&reader, bytes.data(), bytes.size());
+  return reader;
 }
 
 using Responses = std::unique_ptr<grpc::ClientReader<WorkerResponse>>;
@@ -33,7 +35,7 @@ class Follower {
       : session_(session),
         plan_(std::move(plan)),
         job_(session.GetSettings().user, STDOUT_FILENO, STDERR_FILENO, plan_.format) {
-    plan_.query.set_reader(RandomNumber());
+    plan_.query.set_reader(NewReader());
     if (plan_.start) plan_.start->set_reader(plan_.query.reader());
   }
   int Run();

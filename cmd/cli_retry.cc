@@ -1,5 +1,7 @@
 #include "cmd/cli_retry.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
 #include <memory>
 
@@ -22,6 +24,11 @@ bool WorthARetry(grpc::StatusCode code, const Circumstances& circumstances) {
       return circumstances.following || circumstances.lost || !circumstances.connected;
     default: return false;
   }
+}
+
+std::string RandomBytes(size_t count) {
+  std::string bytes(count, '\0');
+  return getrandom(bytes.data(), count, 0) == static_cast<ssize_t>(count) ? bytes : "";
 }
 
 Backoff::Backoff()

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 #include <random>
+#include <string>
 
 namespace jobworker {
 
@@ -19,6 +20,9 @@ struct Circumstances {
 // True: the same again, later, may succeed and can do no harm. A server that never was reached is not worth waiting
 // for.
 bool WorthARetry(grpc::StatusCode code, const Circumstances& circumstances);
+
+// That no other client has, to name what comes again: a start, or a reader. Empty when the kernel gives none.
+std::string RandomBytes(size_t count);
 
 // How long to wait before each try: from 50 to 100 ms before the first, twice as long before each next one, from 2.5
 // to 5 s in the end. A connection that held for so long makes it start from the beginning.

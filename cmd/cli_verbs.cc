@@ -1,7 +1,6 @@
 #include "cmd/cli_verbs.h"
 
 #include <fmt/format.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,17 +8,11 @@
 #include <utility>
 
 #include "cmd/cli_follow.h"
+#include "cmd/cli_retry.h"
 #include "cmd/cli_text.h"
 
 namespace jobworker {
 namespace {
-
-// What no other start has, so that a repeated one joins the job of the first try.
-std::string RandomKey() {
-  std::string key(16, '\0');
-  const ssize_t size = getrandom(key.data(), key.size(), 0);
-  return size == static_cast<ssize_t>(key.size()) ? key : "";
-}
 
 void SetLimits(ResourceLimits& limits, const Options& options) {
   if (options.cpu_milli) limits.set_cpu_milli(*options.cpu_milli);
@@ -36,7 +29,7 @@ WorkerStartRequest StartRequest(const Options& options) {
   request.set_command(quote ? QuoteWord(options.words[0]) : options.words[0]);
   request.mutable_args()->Add(options.words.begin() + 1, options.words.end());
   request.mutable_env()->Add(options.env.begin(), options.env.end());
-  request.set_request_key(RandomKey());
+  request.set_request_key(RandomBytes(16));  // so that a repeated start joins the job of the first try
   if (options.directory) request.set_directory(*options.directory);
   SetLimits(*request.mutable_limits(), options);
   if (options.timeout_ms) request.set_timeout_ms(*options.timeout_ms);
