@@ -58,13 +58,15 @@ void BrokerLink::Met() {
   if (!std::exchange(tried_, true)) hooks_.tried();
 }
 
-// Nobody tells when a descriptor becomes free.
+// Nobody tells when a descriptor becomes free. Never at once: what failed for another reason would fail again.
 void BrokerLink::LookForRoom() {
   loop_.Cancel(room_);
-  if (client_ == nullptr || !client_->connected() || !jobs_.lacks_output()) return;
-  const bool room = !jobs_.IsStarting() && BrokerClient::HasRoom();
-  if (room) return client_->Drop("it is to give again what there was no room for");
-  room_ = loop_.At(EventLoop::Clock::now() + kLookForRoomEvery, [this] { LookForRoom(); });
+  if (!jobs_.lacks_output()) return;
+  room_ = loop_.At(EventLoop::Clock::now() + kLookForRoomEvery, [this] {
+    if (client_ == nullptr || !client_->connected()) return;
+    const bool room = !jobs_.IsStarting() && BrokerClient::HasRoom();
+    room ? client_->Drop("it is to give again what there was no room for") : LookForRoom();
+  });
 }
 
 void BrokerLink::Failed(const std::string& why) {
