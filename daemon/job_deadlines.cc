@@ -1,7 +1,5 @@
 #include "daemon/job_deadlines.h"
 
-#include <algorithm>
-
 #include "daemon/clock.h"
 
 namespace jobworker {
@@ -17,10 +15,7 @@ void JobDeadlines::Add(const JobKey& key, const JobNote& note, uint64_t started_
   Watched& job = jobs_[key];
   job.lease_ms = note.lease_ms();
   if (note.timeout_ms() != 0) {
-    const uint64_t timeout_us = note.timeout_ms() * kUsPerMs, due = started_us + timeout_us;
-    // The clock may have been set back.
-    const uint64_t left = std::min(due - std::min(due, NowUs()), timeout_us);
-    job.timeout = StopAfter(left, key, StopKind::kTimeout);
+    job.timeout = StopAfter(LeftUs(started_us, note.timeout_ms() * kUsPerMs), key, StopKind::kTimeout);
   }
   if (note.lease_ms() != 0) job.lease = StopAfter(note.lease_ms() * kUsPerMs, key, StopKind::kLease);
 }

@@ -225,9 +225,7 @@ void JobTable::BeginStop(const JobKey& key, Entry& entry) {
 }
 
 void JobTable::KillAt(const JobKey& key, const StopState& stop) {
-  const uint64_t grace_us = uint64_t{stop.grace_ms} * 1000, due = stop.since_us + grace_us;
-  // The clock may have been set back.
-  const uint64_t left = std::min(due - std::min(due, NowUs()), grace_us);
+  const uint64_t left = LeftUs(stop.since_us, uint64_t{stop.grace_ms} * 1000);
   loop_.At(EventLoop::Clock::now() + microseconds(left), [this, key] {
     const auto found = jobs_.find(key);
     if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kRunning) return;
