@@ -24,7 +24,6 @@ constexpr OutputStream kStreams[] = {OutputStream::kStdout, OutputStream::kStder
 constexpr size_t kTakeAtMost = size_t{1} << 20;  // of one pipe, before others have their turn
 constexpr ssize_t kBusyTake = 64 * 1024;         // at once: a pipe as it is made was full
 constexpr int kBusyPipe = 512 * 1024;
-constexpr milliseconds kTryAgain{100};       // when the kernel could not move a pipe's bytes
 constexpr uint64_t kJustNowUs = 60'000'000;  // from the end of a main process to that of the whole job, at most
 
 void LogEnd(const JobResult& result) {
@@ -373,7 +372,7 @@ bool JobTable::WatchPipes(const JobKey& key, Entry& entry) {
 }
 
 void JobTable::WatchLater(const JobKey& key) {
-  loop_.At(EventLoop::Clock::now() + kTryAgain, [this, key] {
+  loop_.At(EventLoop::Clock::now() + Journal::kTryAgain, [this, key] {
     const auto found = jobs_.find(key);
     if (found == jobs_.end() || found->second.phase != Phase::kRunning || found->second.waits) return;
     WatchPipes(key, found->second);
@@ -554,7 +553,7 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   if (!Drain(entry)) {
     Log("output waits",
         {{"user", exited.key.user}, {"job", std::to_string(exited.key.id)}, {"reason", strerror(errno)}});
-    loop_.At(EventLoop::Clock::now() + kTryAgain, [this, exited] {
+    loop_.At(EventLoop::Clock::now() + Journal::kTryAgain, [this, exited] {
       const auto found = jobs_.find(exited.key);
       if (found != jobs_.end() && found->second.phase == Phase::kRunning) End(found->second, exited);
     });

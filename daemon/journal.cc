@@ -26,7 +26,6 @@ constexpr uint64_t kMarkCost = 32;            // in the index, and in marks_
 constexpr uint64_t kJournalCost = 12 * 1024;  // two inodes, a page each
 constexpr uint64_t kMarkEveryUs = 100'000;    // at most; so that times are good enough
 constexpr size_t kMostAbsent = 64;            // of one job
-constexpr std::chrono::milliseconds kTryAgain{100};
 constexpr uint64_t kReaders = kJournalStart - Journal::kReadersKept * kWord;
 
 // All of it, or false with errno. Nothing here crosses a page, so a kill leaves all of it or none.
@@ -297,9 +296,8 @@ uint64_t Journal::DropLocked(uint64_t held, uint64_t margin) {
 
 // The new beginning is written first: a kill in between leaves bytes that nobody misses, not zeros that somebody reads.
 void Journal::Drop(uint64_t first) {
-  if (first <= first_) return;
-  drop_failed_ = !WriteWord(index_.Get(), kFirst, first);
-  if (drop_failed_) return;
+  drop_failed_ = first > first_ && !WriteWord(index_.Get(), kFirst, first);
+  if (first <= first_ || drop_failed_) return;
   first_ = first;
   DropMarks();
   PunchHole(data_.Get(), punched_, first_);

@@ -74,6 +74,7 @@ class Journal {
   // followers that do not go on can hold.
   static constexpr size_t kMaxChunk = 256 * 1024, kSmallChunk = 64 * 1024;
   static constexpr size_t kChunkMemory = 16 * 1024 * 1024;
+  static constexpr std::chrono::milliseconds kTryAgain{100};  // after the kernel had no memory, or so
   // So long a reader that has left and may come back is waited for.
   static constexpr std::chrono::milliseconds kComesBackWithin{30'000};
   static constexpr size_t kReadersKept = 16;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <csignal>
@@ -1015,6 +1016,26 @@ TEST_F(BlockTest, TheJobWaitsUntilItsOutputWasRead) {
   RunUntil([&] { return Left(*view) == 0; });
   EXPECT_GT(view->journal->range().end, end);
   EXPECT_EQ(reader->told, 1);
+  view->journal->Detach(&cursor);
+}
+
+// Nobody reads any more by then.
+TEST_F(BlockTest, WhatTheKernelRefusedToDropIsDroppedLater) {
+  const auto view = StartRunning("alice");
+  Fill(*view);
+  kept_.at(view->key).out.Put("more");
+  OutputCursor cursor;
+  view->journal->Attach(&cursor);
+  (void)signal(SIGXFSZ, SIG_IGN);
+  rlimit files{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &files), 0);
+  const rlimit none{0, files.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  while (view->journal->Read(cursor, nullptr).outcome == Outcome::kBytes) continue;
+  at_->loop.RunOnce();
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &files), 0);
+  EXPECT_NE(Left(*view), 0);
+  RunUntil([&] { return Left(*view) == 0; });
   view->journal->Detach(&cursor);
 }
 
