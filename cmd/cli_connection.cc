@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <filesystem>
 #include <utility>
@@ -85,7 +86,9 @@ void NoticeDeadPeers(uint16_t port) {
   constexpr int kOn = 1;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", error)) {
-    const int fd = std::atoi(entry.path().filename().c_str());
+    const std::string name = entry.path().filename();
+    int fd = -1;
+    (void)std::from_chars(name.data(), name.data() + name.size(), fd);
     sockaddr_in6 peer{};  // the port is where sockaddr_in has it
     socklen_t size = sizeof peer;
     if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0) continue;

@@ -177,7 +177,7 @@ std::optional<std::string> ServersVerdict(SSL* session, const Server& server, co
 }  // namespace
 
 std::optional<std::string> DiagnoseConnection(const Server& server, const Identity& identity) {
-  std::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes to sockets without MSG_NOSIGNAL
+  (void)std::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes to sockets without MSG_NOSIGNAL
   std::string failure;
   const UniqueFd fd = Reach(server, failure);
   if (!fd.IsOpen()) return failure;

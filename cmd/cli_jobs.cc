@@ -167,10 +167,10 @@ void Waiter::Ended(const JobStatus& job) {
 
 // JobWait answers nothing before a job ends. So after a loss something else is asked, which tells that it is over.
 grpc::Status Waiter::Connect() {
-  const grpc::Status status = session_.Connect();
+  grpc::Status status = session_.Connect();
   if (!status.ok() || !session_.Lost()) return status;
   WhoAmIResponse unused;
-  const grpc::Status answer = session_.Stub().WhoAmI(session_.NewContext(), {}, &unused);
+  grpc::Status answer = session_.Stub().WhoAmI(session_.NewContext(), {}, &unused);
   if (answer.ok()) session_.Answered("");
   return answer;
 }

@@ -89,7 +89,7 @@ constexpr char kCommonFlags[] = "Flags of every verb";
 class HelpText : public CLI::Formatter {
  public:
   std::string make_usage(const CLI::App* app, std::string) const override {
-    const std::string verb = app->get_name();
+    const std::string& verb = app->get_name();
     if (verb == "jobworker") return "Usage: jobworker [-u PROFILE] [-h HOST[:PORT]] [FLAG]... VERB ...\n";
     const std::string usage = TextOf(verb).usage;
     return "Usage: jobworker [FLAG]... " + verb + (usage.empty() ? "" : " ") + usage + "\n";
@@ -339,7 +339,7 @@ void CheckStart(const Options& options) {
 std::string Unexpected(const CLI::App& app, const CLI::App& verb) {
   const auto before = app.remaining();
   const std::string word = before.empty() ? verb.remaining()[0] : before[0];
-  const std::string name = verb.get_name();
+  const std::string& name = verb.get_name();
   if (word[0] != '-') return fmt::format("{} does not take '{}'", name, word);
   return before.empty() ? fmt::format("{} does not know the flag {}", name, word)
                         : fmt::format("{} is not a flag of every verb; flags of {} alone stand behind it", word, name);

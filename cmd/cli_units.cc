@@ -177,7 +177,7 @@ std::string SizeText(uint64_t bytes) {
 std::string DurationText(uint64_t microseconds) {
   const uint64_t seconds = microseconds / 1'000'000;
   if (seconds < 1) return fmt::format("{} ms", microseconds / 1000);
-  if (seconds < 60) return fmt::format("{:.1f} s", static_cast<double>(microseconds / 100'000) / 10);
+  if (seconds < 60) return fmt::format("{}.{} s", seconds, microseconds / 100'000 % 10);
   if (seconds < 3600) return fmt::format("{} min {} s", seconds / 60, seconds % 60);
   if (seconds < 86400) return fmt::format("{} h {} min", seconds / 3600, seconds / 60 % 60);
   return fmt::format("{} d {} h", seconds / 86400, seconds / 3600 % 24);

@@ -150,8 +150,9 @@ struct Setup {
   const JobTableLimits limits;
 };
 
-// False when the port cannot be had.
-bool Listen(Setup& setup, grpc::ServerBuilder& builder, RpcServer& rpc, int& port) {
+// Returns the port.
+tl::expected<int, std::string> Listen(Setup& setup, grpc::ServerBuilder& builder, RpcServer& rpc) {
+  int port = 0;
   builder.AddListeningPort(setup.options.listen, ServerCredentials(setup.certificates), &port);
   // gRPC has read a message whole before it looks at this, so a smaller number would save no memory; with this one a
   // field that is a thousand times too large is still answered with its name.
@@ -168,9 +169,14 @@ bool Listen(Setup& setup, grpc::ServerBuilder& builder, RpcServer& rpc, int& por
   // Two servers that share a port by SO_REUSEPORT would each get some of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) return false;
+  if (server == nullptr || port == 0) {
+    return Because(
+        fmt::format("cannot listen on {}: the port is in use, or the address is not this machine's; --listen "
+                    "takes another one",
+                    setup.options.listen));
+  }
   rpc.Start(std::move(server));
-  return true;
+  return port;
 }
 
 tl::expected<void, std::string> Announce(const Options& options, const UniqueFd& port_file, int port) {
@@ -203,9 +209,10 @@ UniqueFd TakeSignals() {
   return signals;
 }
 
-// What there is to count is the loop's. The page ends before the loop does.
+// None without an address. What there is to count is the loop's. The page ends before the loop does.
 tl::expected<std::unique_ptr<MetricsPage>, std::string> OpenMetrics(const std::string& address, EventLoop& loop,
                                                                     const JobTable& jobs) {
+  if (address.empty()) return nullptr;
   auto page = MetricsPage::Open(address, [&loop, &jobs] {
     std::promise<Census> census;
     loop.Post([&] { census.set_value(jobs.Count()); });
@@ -225,6 +232,17 @@ void EndServer(std::unique_ptr<MetricsPage> page, RpcServer& rpc, EventLoop& loo
   loop.Stop();
 }
 
+// Its own, by this socket, or the one of --broker-socket.
+tl::expected<void, std::string> MeetBroker(const Options& options, BrokerLink& link, UniqueFd socket) {
+  if (!options.broker_socket.empty()) {
+    link.Meet(options.broker_socket);
+    return {};
+  }
+  const auto used = link.Use(std::move(socket));
+  if (!used) return Because("no broker to work with: " + used.error() + " (its own words are above or in its log)");
+  return {};
+}
+
 // Until a signal, or until a broker of its own is gone. Returns the exit status, or why it could not serve.
 tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const UniqueFd& port_file,
                                      const UniqueFd& signals) {
@@ -234,35 +252,24 @@ tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const
   bool tried = false;
   std::function<void()> end;
   JobTable jobs(loop, setup.limits);
+  const auto lost = [&](const std::string&) {
+    status = 1;
+    end();
+  };
   BrokerLink link(loop, jobs,
-                  {.tried = [&] { tried = true; },
-                   .lost =
-                       [&](const std::string&) {
-                         status = 1;
-                         end();
-                       },
-                   .well = [] { (void)sd_notify(0, "WATCHDOG=1"); }});
-  if (options.broker_socket.empty()) {
-    const auto used = link.Use(std::move(broker_socket));
-    if (!used) return Because("no broker to work with: " + used.error() + " (its own words are above or in its log)");
-  } else {
-    // Clients are let in once its jobs are known, or once it turns out to be away.
-    link.Meet(options.broker_socket);
-    while (!tried) loop.RunOnce();
-  }
+                  {.tried = [&] { tried = true; }, .lost = lost, .well = [] { (void)sd_notify(0, "WATCHDOG=1"); }});
+  const auto met = MeetBroker(options, link, std::move(broker_socket));
+  if (!met) return Because(met.error());
+  // Clients are let in once its jobs are known, or once it turns out to be away.
+  while (!tried && !options.broker_socket.empty()) loop.RunOnce();
   OpenCalls open_calls(loop, setup.gate);
   WorkerService service(setup.gate, open_calls, loop, jobs, options.reflection);
-  int port = 0;
   grpc::ServerBuilder builder;
   const size_t threads = std::clamp(std::thread::hardware_concurrency() / 2, 1U, 8U);
   RpcServer rpc(builder, threads, [&service](const std::shared_ptr<Call>& call) { service.Answer(call); });
   open_calls.Of(rpc);
-  if (!Listen(setup, builder, rpc, port)) {
-    return Because(
-        fmt::format("cannot listen on {}: the port is in use, or the address is not this machine's; --listen "
-                    "takes another one",
-                    options.listen));
-  }
+  const auto port = Listen(setup, builder, rpc);
+  if (!port) return Because(port.error());
   std::unique_ptr<MetricsPage> page;
   std::thread shutdown;
   end = [&] {
@@ -286,12 +293,10 @@ tl::expected<int, std::string> Serve(Setup& setup, UniqueFd broker_socket, const
   uint64_t watchdog_us = 0;
   if (sd_watchdog_enabled(0, &watchdog_us) > 0) link.Watch(std::chrono::microseconds(watchdog_us / 3));
   reloader.Begin();
-  if (const auto announced = Announce(options, port_file, port); !announced) return Because(announced.error());
-  if (!options.metrics.empty()) {
-    auto opened = OpenMetrics(options.metrics, loop, jobs);
-    if (!opened) return Because(opened.error());
-    page = std::move(*opened);
-  }
+  if (const auto announced = Announce(options, port_file, *port); !announced) return Because(announced.error());
+  auto opened = OpenMetrics(options.metrics, loop, jobs);
+  if (!opened) return Because(opened.error());
+  page = std::move(*opened);
   (void)sd_notify(0, "READY=1");
   loop.Run();
   shutdown.join();
@@ -309,7 +314,7 @@ tl::expected<int, std::string> BecomeServer(Setup& setup, const std::optional<Ac
   return Serve(setup, std::move(broker_socket), port_file, signals);
 }
 
-int Main(int argc, char** argv) {
+int Main(int argc, char** argv) try {
   Options options;
   CLI::App app("The network-facing half of Job Worker.\nExample: jobserver --certs certs", "jobserver");
   app.set_version_flag("--version", JOBWORKER_VERSION);
@@ -335,6 +340,8 @@ int Main(int argc, char** argv) {
   while (broker > 0 && waitpid(broker, nullptr, 0) < 0 && errno == EINTR) continue;
   if (!served) Die(served.error());
   return *served;
+} catch (const std::exception& error) {
+  Die(error.what());
 }
 
 }  // namespace

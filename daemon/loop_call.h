@@ -12,8 +12,8 @@ class LoopCall : public CallHandler, public std::enable_shared_from_this<LoopCal
  public:
   LoopCall(EventLoop& loop, std::shared_ptr<Call> call) : loop_(loop), call_(std::move(call)) {}
 
-  void OnMessage(std::optional<grpc::ByteBuffer> message) final {
-    Post([message = std::move(message)](LoopCall& self) {
+  void OnMessage(const std::optional<grpc::ByteBuffer>& message) final {
+    Post([message](LoopCall& self) {
       if (!self.over_) self.Received(message);
     });
   }

@@ -55,7 +55,7 @@ ServerReflectionResponse Reflect(const ServerReflectionRequest& request) {
   return response;
 }
 
-void Reflection::OnMessage(std::optional<grpc::ByteBuffer> message) {
+void Reflection::OnMessage(const std::optional<grpc::ByteBuffer>& message) {
   ServerReflectionRequest request;
   if (!message) return call_->Finish(grpc::Status::OK);
   if (FromBuffer(*message, request)) return call_->Write(ToBuffer(Reflect(request)));

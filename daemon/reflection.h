@@ -15,7 +15,7 @@ grpc::reflection::v1alpha::ServerReflectionResponse Reflect(
 class Reflection final : public CallHandler {
  public:
   explicit Reflection(std::shared_ptr<Call> call) : call_(std::move(call)) {}
-  void OnMessage(std::optional<grpc::ByteBuffer> message) override;
+  void OnMessage(const std::optional<grpc::ByteBuffer>& message) override;
   void OnWritten() override { call_->ReadNext(); }
   void OnOver() override { call_ = nullptr; }
 

@@ -25,7 +25,7 @@ class CallHandler {
  public:
   virtual ~CallHandler() = default;
   // After the first one, once for each Call::ReadNext; nothing when the client has no more to say.
-  virtual void OnMessage(std::optional<grpc::ByteBuffer> /*message*/) {}
+  virtual void OnMessage(const std::optional<grpc::ByteBuffer>& /*message*/) {}
   // After each Call::Write.
   virtual void OnWritten() {}
   // The end was sent, or the client is gone. Nothing comes after it, and nothing that is asked of the call is done.

@@ -24,7 +24,7 @@ class RequestHandler : public CallHandler {
  public:
   using Then = std::function<void(const std::shared_ptr<Call>&, const Request&)>;
   RequestHandler(std::shared_ptr<Call> call, Then then) : call_(std::move(call)), then_(std::move(then)) {}
-  void OnMessage(std::optional<grpc::ByteBuffer> message) override {
+  void OnMessage(const std::optional<grpc::ByteBuffer>& message) override {
     Request request;
     if (message && FromBuffer(*message, request)) return then_(call_, request);
     call_->Finish({grpc::StatusCode::INVALID_ARGUMENT, "the request is not a message of this method"});

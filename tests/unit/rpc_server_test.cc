@@ -22,7 +22,7 @@ std::chrono::system_clock::time_point Patience() { return std::chrono::system_cl
 // Writes down what it is told, and lets a test wait for it.
 class Recorder : public CallHandler {
  public:
-  void OnMessage(std::optional<grpc::ByteBuffer> message) override {
+  void OnMessage(const std::optional<grpc::ByteBuffer>& message) override {
     WorkerPIDRequest request;
     Note(!message ? "none" : FromBuffer(*message, request) ? "message(" + request.pid() + ")" : "garbage");
   }
@@ -236,7 +236,7 @@ TEST_F(RpcServerTest, ARequestAtTheBoundIsTakenAndALargerOneIsNot) {
   Do([](const std::shared_ptr<Call>& call) {
     struct Sizes : CallHandler {
       explicit Sizes(std::shared_ptr<Call> on) : call(std::move(on)) {}
-      void OnMessage(std::optional<grpc::ByteBuffer> message) override {
+      void OnMessage(const std::optional<grpc::ByteBuffer>& message) override {
         call->Finish({grpc::StatusCode::ABORTED, message ? std::to_string(message->Length()) : "none"});
       }
       void OnOver() override { call = nullptr; }
@@ -264,7 +264,7 @@ TEST_F(RpcServerTest, MessagesComeAndGoInOrder) {
   Do([](const std::shared_ptr<Call>& call) {
     struct Echo : CallHandler {
       explicit Echo(std::shared_ptr<Call> on) : call(std::move(on)) {}
-      void OnMessage(std::optional<grpc::ByteBuffer> message) override {
+      void OnMessage(const std::optional<grpc::ByteBuffer>& message) override {
         WorkerPIDRequest request;
         if (!message) return call->WriteAndFinish(ToBuffer(Response("last")));
         EXPECT_TRUE(FromBuffer(*message, request));
@@ -365,7 +365,7 @@ TEST_F(RpcServerTest, ManyClientsAtOnce) {
   Do([&over](const std::shared_ptr<Call>& call) {
     struct Once : CallHandler {
       Once(std::shared_ptr<Call> on, std::atomic<int>& counted) : call(std::move(on)), over(counted) {}
-      void OnMessage(std::optional<grpc::ByteBuffer> message) override {
+      void OnMessage(const std::optional<grpc::ByteBuffer>& message) override {
         WorkerPIDRequest request;
         if (!message || !FromBuffer(*message, request)) return call->Finish(grpc::Status::CANCELLED);
         call->WriteAndFinish(ToBuffer(Response(request.pid())));
