@@ -1,9 +1,6 @@
 #include "daemon/job_table.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <csignal>
@@ -20,10 +17,6 @@ namespace {
 
 using std::chrono::microseconds, std::chrono::milliseconds;
 
-constexpr OutputStream kStreams[] = {OutputStream::kStdout, OutputStream::kStderr};
-constexpr size_t kTakeAtMost = size_t{1} << 20;  // of one pipe, before others have their turn
-constexpr ssize_t kBusyTake = 64 * 1024;         // at once: a pipe as it is made was full
-constexpr int kBusyPipe = 512 * 1024;
 constexpr uint64_t kJustNowUs = 60'000'000;  // from the end of a main process to that of the whole job, at most
 
 void LogEnd(const JobResult& result) {
@@ -50,16 +43,16 @@ JobTable::JobTable(EventLoop& loop, const JobTableLimits& limits)
                    if (found == jobs_.end() || found->second.phase != Phase::kRunning) return;
                    DecideStop(key, found->second, {kind, SIGTERM, limits_.stop_grace});
                  }),
-      retention_(limits.output) {}
+      output_(loop, limits.output, [this](const JobKey& key) {
+        Entry& entry = jobs_.at(key);
+        if (entry.stop.kind == StopKind::kNone) DecideStop(key, entry, {StopKind::kOutputLimit, 0, {}});
+      }) {}
 
 void JobTable::SetLimits(const JobTableLimits& limits) {
   limits_ = limits;
   stop_grace_ = limits.stop_grace;
-  retention_.SetLimits(limits.output);
-  for (const auto& [user, jobs] : users_) {
-    ForgetSurplus(user);
-    ResumeJobs(user);
-  }
+  output_.SetLimits(limits.output);
+  for (const auto& [user, jobs] : users_) ForgetSurplus(user);
   ForgetOld();
 }
 
@@ -132,8 +125,8 @@ void JobTable::Close() {
     entry.view->journal->Abandon();
     if (entry.view->input != nullptr) entry.view->input->Abandon();
     deadlines_.Remove(key);
-    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
   }
+  output_.ClosePipes();
 }
 
 void JobTable::StartJob(const std::string& user, Start start, const JobNote& note, StartCallback done) {
@@ -173,7 +166,7 @@ Census JobTable::Count() const {
     census.followers += entry.view->journal->followers();
     census.lag_bytes = std::max(census.lag_bytes, entry.view->journal->lag());
   }
-  census.held_bytes = retention_.held();
+  census.held_bytes = retention().held();
   census.has_broker = service() == Service::kServing;
   return census;
 }
@@ -264,8 +257,7 @@ void JobTable::OnStarted(const Started& started, JobDescriptors descriptors) {
   if (!MakeView(started, std::move(descriptors), entry)) {
     // Nobody could read what it writes: it never was. The broker tells its end, and then it is forgotten.
     ForgetRequestKey(started.key.user, note);
-    retention_.Remove(started.key.user, *entry.view->journal);
-    for (size_t i = 0; i < entry.pipes.size(); ++i) ClosePipe(entry, i);
+    output_.Remove(started.key);
     entry.phase = Phase::kUnusable;
     entry.view = nullptr;
     lacking_.erase(started.key);
@@ -301,7 +293,7 @@ void JobTable::AdoptUnborn(const Job& job, JobDescriptors descriptors) {
 // So that it can be adopted again. Who follows it is told to come again; the stop that was asked for stays.
 void JobTable::ForgetView(const JobKey& key, Entry& entry) {
   users_[key.user].ended.erase({entry.ended_at, key.id});
-  retention_.Remove(key.user, *entry.view->journal);
+  output_.Remove(key);
   entry.view->journal->Abandon();
   entry.view = nullptr;
 }
@@ -353,161 +345,9 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   if (job.has_stdin != 0 || view.journal->start().want_stdin != 0) {
     view.input = std::make_shared<JobInput>(loop_, std::move(descriptors[kStdin]), view.journal);
   }
-  retention_.Add(job.key.user, *view.journal);
-  if (!opened) return false;
-  for (size_t i = 0; i < entry.pipes.size(); ++i) entry.pipes[i] = std::move(descriptors[i]);
-  return WatchPipes(job.key, entry);
-}
-
-// False when the kernel has no room for it now. What is not watched is not lost: it is in the pipe, and is tried again.
-bool JobTable::WatchPipes(const JobKey& key, Entry& entry) {
-  entry.waits = false;
-  bool all = true;
-  for (size_t i = 0; i < entry.pipes.size(); ++i) {
-    const int pipe = entry.pipes[i].Get();
-    if (pipe >= 0) all = loop_.Watch(pipe, EPOLLIN, [this, key, i] { ReadPipe(key, i); }) && all;
-  }
-  if (!all) WatchLater(key);
-  return all;
-}
-
-void JobTable::WatchLater(const JobKey& key) {
-  loop_.At(EventLoop::Clock::now() + Journal::kTryAgain, [this, key] {
-    const auto found = jobs_.find(key);
-    if (found == jobs_.end() || found->second.phase != Phase::kRunning || found->second.waits) return;
-    WatchPipes(key, found->second);
-  });
-}
-
-void JobTable::ReadPipe(const JobKey& key, size_t index) {
-  Entry& entry = jobs_.at(key);
-  const ssize_t size = entry.view->journal->Take(kStreams[index], entry.pipes[index].Get(), kTakeAtMost);
-  if (size > 0) metrics::OutputTaken(static_cast<uint64_t>(size));
-  if (size >= kBusyTake && !std::exchange(entry.widened[index], true)) {
-    // A process that fills its pipe is stopped and woken for every turn of this loop. Not before it does: what the
-    // pipes of the broker's account may hold together is bounded (pipe(7)), and without room this one stays as it is.
-    (void)fcntl(entry.pipes[index].Get(), F_SETPIPE_SZ, kBusyPipe);
-  }
-  if (size > 0) return CheckOutput(key, entry);
-  if (size == 0) return ClosePipe(entry, index);
-  if (errno == EAGAIN || errno == EINTR) return;
-  // Short of memory, or so. The bytes are still in the pipe.
-  Log("output waits", {{"user", key.user}, {"job", std::to_string(key.id)}, {"reason", strerror(errno)}});
-  loop_.Unwatch(entry.pipes[index].Get());
-  WatchLater(key);
-}
-
-void JobTable::CheckOutput(const JobKey& key, Entry& entry) {
-  switch (retention_.Check(key.user, *entry.view->journal)) {
-    case Retention::Verdict::kGoOn: return;
-    case Retention::Verdict::kKill: KillForOutput(key, entry); [[fallthrough]];
-    case Retention::Verdict::kWait:
-      for (const UniqueFd& pipe : entry.pipes) loop_.Unwatch(pipe.Get());
-      entry.waits = true;
-      HeedProgress(key.user);
-      ResumeJobs(key.user);  // what was read before it was heeded
-  }
-}
-
-void JobTable::KillForOutput(const JobKey& key, Entry& entry) {
-  if (entry.stop.kind == StopKind::kNone) DecideStop(key, entry, {StopKind::kOutputLimit, 0, {}});
-}
-
-// While a job waits, whoever reads output of its user's, or ceases to, may make room.
-void JobTable::HeedProgress(const std::string& user) {
-  users_[user].any_waits = true;
-  const auto posted = std::make_shared<std::atomic<bool>>(false);
-  const auto progress = [this, user, posted] {
-    if (posted->exchange(true)) return;
-    loop_.Post([this, user, posted] {
-      *posted = false;
-      ResumeJobs(user);
-    });
-  };
-  ForJobsOf(user, [&](const JobKey&, Entry& entry) {
-    if (entry.view != nullptr) entry.view->journal->OnProgress(progress);
-  });
-  CallBack(user);
-  LookAgain(user);
-}
-
-// Those whose word makes room for a job that waits, and nobody else: each time costs a request.
-void JobTable::CallBack(const std::string& user) {
-  const bool all = users_[user].any_waits && retention_.IsFull(user);
-  const bool block = limits_.output.policy == OutputPolicy::kBlock;
-  ForJobsOf(user, [&](const JobKey&, Entry& entry) {
-    if (entry.view != nullptr) entry.view->journal->CallBack(block && (all || entry.waits));
-  });
-}
-
-void JobTable::LookAgain(const std::string& user) {
-  std::optional<EventLoop::Timer>& look = users_[user].next_look;
-  if (look) loop_.Cancel(*look);
-  look.reset();
-  auto next = Journal::Clock::time_point::max();
-  ForJobsOf(user, [&](const JobKey&, Entry& entry) {
-    if (entry.view != nullptr) next = std::min(next, entry.view->journal->LookAgainAt());
-  });
-  if (next == Journal::Clock::time_point::max()) return;
-  look = loop_.At(next, [this, user] {
-    users_[user].next_look.reset();
-    ResumeJobs(user);
-  });
-}
-
-void JobTable::ResumeJobs(const std::string& user) {
-  bool& any_waits = users_[user].any_waits;
-  if (!std::exchange(any_waits, false)) return;
-  ForJobsOf(user, [&](const JobKey& key, Entry& entry) {
-    if (!entry.waits || entry.phase != Phase::kRunning) return;
-    const Retention::Verdict verdict = retention_.Check(user, *entry.view->journal);
-    if (verdict == Retention::Verdict::kGoOn) {
-      WatchPipes(key, entry);
-      return;
-    }
-    if (verdict == Retention::Verdict::kKill) KillForOutput(key, entry);
-    any_waits = true;
-  });
-  CallBack(user);
-  if (any_waits) return LookAgain(user);
-  ForJobsOf(user, [](const JobKey&, Entry& entry) {
-    if (entry.view != nullptr) entry.view->journal->OnProgress(nullptr);
-  });
-}
-
-void JobTable::ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each) {
-  for (auto job = jobs_.lower_bound({user, 0}); job != jobs_.end() && job->first.user == user; ++job) {
-    each(job->first, job->second);
-  }
-}
-
-void JobTable::ClosePipe(Entry& entry, size_t index) {
-  if (!entry.pipes[index].IsOpen()) return;
-  loop_.Unwatch(entry.pipes[index].Get());
-  // The broker has it until the job is forgotten, and what the pipes of its account may hold together is bounded:
-  // beyond that, new ones are of 8 KiB (pipe(7)).
-  (void)fcntl(entry.pipes[index].Get(), F_SETPIPE_SZ, 1);
-  entry.pipes[index].Reset();
-}
-
-// The job's cgroup is empty, so what is in the pipes now is all of its output. A process elsewhere may have been handed
-// a write end: what it writes from now on is not waited for, or this would never end. False when the kernel could not
-// move it now; then it is still there.
-bool JobTable::Drain(Entry& entry) {
-  for (size_t i = 0; i < entry.pipes.size(); ++i) {
-    int left = 0;
-    if (entry.pipes[i].IsOpen() && ioctl(entry.pipes[i].Get(), FIONREAD, &left) != 0) return false;
-    while (left > 0) {
-      const ssize_t size = entry.view->journal->Take(kStreams[i], entry.pipes[i].Get(), static_cast<size_t>(left));
-      if (size < 0 && errno == EINTR) continue;
-      if (size < 0) return false;
-      if (size == 0) break;
-      metrics::OutputTaken(static_cast<uint64_t>(size));
-      left -= static_cast<int>(size);
-    }
-    ClosePipe(entry, i);
-  }
-  return true;
+  OutputCollector::Pipes pipes;
+  for (size_t i = 0; i < pipes.size() && opened; ++i) pipes[i] = std::move(descriptors[i]);
+  return output_.Add(job.key, view.journal, std::move(pipes)) && opened;
 }
 
 void JobTable::OnFailed(const Failed& failed) {
@@ -550,7 +390,7 @@ void JobTable::OnExited(const Exited& exited) {
 
 void JobTable::End(Entry& entry, const Exited& exited) {
   Journal& journal = *entry.view->journal;
-  if (!Drain(entry)) {
+  if (!output_.Finish(exited.key)) {
     Log("output waits",
         {{"user", exited.key.user}, {"job", std::to_string(exited.key.id)}, {"reason", strerror(errno)}});
     loop_.At(EventLoop::Clock::now() + Journal::kTryAgain, [this, exited] {
@@ -572,8 +412,7 @@ void JobTable::End(Entry& entry, const Exited& exited) {
     LogEnd(entry.view->result);
   }
   journal.readable() ? journal.Close() : journal.Abandon();
-  (void)retention_.Check(exited.key.user, journal);
-  retention_.Ended(exited.key.user, journal);
+  output_.Ended(exited.key);
   entry.phase = Phase::kEnded;
   deadlines_.Remove(exited.key);
   if (entry.view->input != nullptr) entry.view->input->End();
@@ -584,7 +423,6 @@ void JobTable::End(Entry& entry, const Exited& exited) {
   if (journal.forgotten()) return Forget(exited.key);
   ForgetSurplus(exited.key.user);
   ForgetOld();
-  ResumeJobs(exited.key.user);
 }
 
 // The clock may have been set back since others ended; what ended just now is not to be forgotten before them.
@@ -708,7 +546,7 @@ void JobTable::Forget(const JobKey& key) {
   view->journal->Forget();  // for a follower that is still there, and for whoever the broker hands it to
   if (with_broker && newest) user.anchor = key.id;
   if (with_broker && !newest) broker_->ForgetJob(key);
-  retention_.Remove(key.user, *view->journal);
+  output_.Remove(key);
   lacking_.erase(key);
   jobs_.erase(found);
 }

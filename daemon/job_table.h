@@ -18,7 +18,7 @@
 #include "daemon/job_input.h"
 #include "daemon/journal.h"
 #include "daemon/metrics.h"
-#include "daemon/retention.h"
+#include "daemon/output_collector.h"
 #include "job_note.pb.h"
 
 namespace jobworker {
@@ -133,7 +133,7 @@ class JobTable : public BrokerEvents {
   void Leave(const JobKey& key) { deadlines_.Leave(key); }
   // Everybody who waits is told kGone, and so is everybody who comes. The jobs are left as they are.
   void Close();
-  [[nodiscard]] const Retention& retention() const { return retention_; }
+  [[nodiscard]] const Retention& retention() const { return output_.retention(); }
   [[nodiscard]] Census Count() const;
 
   void OnJob(const Job& job, JobDescriptors descriptors) override;
@@ -153,10 +153,7 @@ class JobTable : public BrokerEvents {
     std::vector<StartCallback> started;                 // while kStarting
     std::optional<EventLoop::Clock::time_point> asked;  // for, of this front end
     std::shared_ptr<JobView> view;
-    std::array<UniqueFd, 2> pipes;  // by OutputStream
-    std::array<bool, 2> widened{};  // the pipes that were full once
-    bool waits = false;             // for followers to read, before more is taken
-    uint64_t greeting = 0;          // the last one in which the broker had it
+    uint64_t greeting = 0;  // the last one in which the broker had it
     StopState stop;
     std::vector<StopCallback> stop_waiters;
     uint64_t ended_at = 0;  // its place in UserJobs::ended
@@ -168,8 +165,6 @@ class JobTable : public BrokerEvents {
     // forgotten here, until there is a newer one. 0: none.
     uint64_t anchor = 0;
     std::map<std::string, uint64_t> by_request_key;
-    bool any_waits = false;                     // one of the jobs does, for followers to read
-    std::optional<EventLoop::Timer> next_look;  // while one does: then a follower that has left is waited for no longer
   };
   using Jobs = std::map<JobKey, Entry>;
 
@@ -179,18 +174,6 @@ class JobTable : public BrokerEvents {
   void Adopt(const Message& job, JobDescriptors descriptors);
   template <class Message>
   bool MakeView(const Message& job, JobDescriptors descriptors, Entry& entry);
-  bool WatchPipes(const JobKey& key, Entry& entry);
-  void WatchLater(const JobKey& key);
-  void ReadPipe(const JobKey& key, size_t index);
-  bool Drain(Entry& entry);
-  void ClosePipe(Entry& entry, size_t index);
-  void CheckOutput(const JobKey& key, Entry& entry);
-  void KillForOutput(const JobKey& key, Entry& entry);
-  void HeedProgress(const std::string& user);
-  void ResumeJobs(const std::string& user);
-  void CallBack(const std::string& user);
-  void LookAgain(const std::string& user);
-  void ForJobsOf(const std::string& user, const std::function<void(const JobKey&, Entry&)>& each);
   tl::expected<BrokerClient*, NoJob> BrokerToAsk() const;
   void DecideStop(const JobKey& key, Entry& entry, const StopOrder& order);
   void BeginStop(const JobKey& key, Entry& entry);
@@ -218,7 +201,7 @@ class JobTable : public BrokerEvents {
   BrokerQuestions questions_;
   JobDeadlines deadlines_;
   std::map<std::pair<JobKey, const void*>, EndCallback> end_watches_;
-  Retention retention_;
+  OutputCollector output_;
   Jobs jobs_;
   std::set<JobKey> lacking_;  // of jobs_: see lacks_output
   std::map<std::string, UserJobs> users_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "common/broker_protocol.h"
@@ -57,8 +58,12 @@ struct TestPipe {
     read.Reset(ends[0]);
     write.Reset(ends[1]);
   }
+  // Whoever reads may have made the pipe small, and nobody reads before this returns.
   void Put(std::string_view bytes) const {
-    EXPECT_EQ(::write(write.Get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+    const int size = static_cast<int>(bytes.size());
+    const int room = std::max(fcntl(write.Get(), F_GETPIPE_SZ), size);
+    EXPECT_GE(fcntl(write.Get(), F_SETPIPE_SZ, room), size);
+    EXPECT_EQ(::write(write.Get(), bytes.data(), bytes.size()), size);
   }
   UniqueFd read, write;
 };
