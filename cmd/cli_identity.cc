@@ -1,10 +1,8 @@
 #include "cmd/cli_identity.h"
 
 #include <fmt/format.h>
-#include <openssl/pem.h>
-#include <openssl/x509.h>
 
-#include <memory>
+#include <ctime>
 #include <optional>
 
 #include "daemon/because.h"
@@ -55,23 +53,10 @@ tl::expected<Identity, std::string> LoadIdentity(const Settings& settings, const
   auto files = LoadTlsFiles(directory->native(), settings.user);
   if (!files) return Because(files.error());
   Identity identity{*directory, settings.user, std::move(*files)};
-  const std::string problem = ValidityProblem(identity.files.certificate);
+  const std::string problem = ValidityProblem(identity.files, time(nullptr));
   if (problem.empty()) return identity;
   return Because(fmt::format("the certificate {} cannot be used: {}; ask for a new one, or look at the clock",
                              identity.CertificateFile(), problem));
-}
-
-std::optional<int64_t> SecondsLeft(const std::string& certificate) {
-  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(
-      BIO_new_mem_buf(certificate.data(), static_cast<int>(certificate.size())), BIO_free);
-  const std::unique_ptr<X509, decltype(&X509_free)> x509(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr),
-                                                         X509_free);
-  int days = 0;
-  int seconds = 0;
-  if (x509 == nullptr || ASN1_TIME_diff(&days, &seconds, nullptr, X509_get0_notAfter(x509.get())) != 1) {
-    return std::nullopt;
-  }
-  return int64_t{86400} * days + seconds;
 }
 
 }  // namespace jobworker

@@ -1,8 +1,6 @@
 // The certificate and key that say who the user is.
 #pragma once
-#include <cstdint>
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,8 +27,5 @@ std::vector<std::filesystem::path> CertificatePlaces(const std::filesystem::path
 // whose time has passed or not come. error() says what to do about it.
 tl::expected<Identity, std::string> LoadIdentity(const Settings& settings,
                                                  const std::vector<std::filesystem::path>& places);
-
-// How long a certificate, in PEM, is valid yet.
-std::optional<int64_t> SecondsLeft(const std::string& certificate);
 
 }  // namespace jobworker

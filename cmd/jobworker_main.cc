@@ -4,6 +4,7 @@
 
 #include <clocale>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <utility>
 
@@ -26,10 +27,10 @@ int Fail(const std::string& why) {
 // Only people need to be told, and they have two weeks.
 void WarnBeforeExpiry(const Identity& identity) {
   constexpr int64_t kDay = 86400;
-  const auto left = SecondsLeft(identity.files.certificate);
-  if (!left || *left > 14 * kDay || isatty(STDERR_FILENO) != 1) return;
+  const int64_t left = identity.files.valid_until - time(nullptr);
+  if (left > 14 * kDay || isatty(STDERR_FILENO) != 1) return;
   Say(fmt::format("the certificate {} ends {}; ask for a new one in time", identity.CertificateFile(),
-                  *left < 2 * kDay ? "within two days" : fmt::format("in {} days", *left / kDay)));
+                  left < 2 * kDay ? "within two days" : fmt::format("in {} days", left / kDay)));
 }
 
 int Main(int argc, const char* const* argv) {

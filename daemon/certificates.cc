@@ -21,13 +21,14 @@ bool IsThere(const std::string& path) {
   return lstat(path.c_str(), &info) == 0 || errno != ENOENT;
 }
 
-std::string Problem(const std::string& directory, const std::string& certificate, const TrustAnchors& anchors) {
-  const std::string validity = ValidityProblem(certificate);
+std::string Problem(const std::string& directory, const TlsFiles& files, const TrustAnchors& anchors) {
+  const time_t now = time(nullptr);
+  const std::string validity = ValidityProblem(files, now);
   if (!validity.empty()) {
     return fmt::format("{}/worker.pem: {}; make a new one with jobworker-certs DIR --renew worker --install", directory,
                        validity);
   }
-  const std::string list = anchors.ListProblem(time(nullptr));
+  const std::string list = anchors.ListProblem(now);
   return list.empty() ? "" : fmt::format("{}/crl.pem: {}", directory, list);
 }
 
@@ -87,7 +88,7 @@ tl::expected<CertificateSet, std::string> LoadCertificates(const CertificateSour
   const bool gone = !IsThere(list);
   auto revoked = AddList(list, gone, kept, *anchors);
   if (!revoked) return Because(revoked.error());
-  std::string problem = Problem(directory, files->certificate, *anchors);
+  std::string problem = Problem(directory, *files, *anchors);
   const bool list_kept = gone && !revoked->empty();
   return CertificateSet{std::move(*files), std::move(*revoked), std::move(*anchors), std::move(problem), list_kept};
 }

@@ -7,7 +7,6 @@
 #include <openssl/x509.h>
 
 #include <cstdlib>
-#include <ctime>
 #include <memory>
 
 #include "daemon/because.h"
@@ -39,6 +38,12 @@ Key ParseKey(std::string_view pem) {
   // Without a callback of ours OpenSSL would ask the terminal for an encrypted key's passphrase.
   pem_password_cb* const refuse = [](char*, int, int, void*) { return -1; };
   return {PEM_read_bio_PrivateKey(Borrow(pem).get(), nullptr, refuse, nullptr), &EVP_PKEY_free};
+}
+
+int64_t UnixTime(const ASN1_TIME* time) {
+  const std::unique_ptr<ASN1_TIME, decltype(&ASN1_TIME_free)> epoch(ASN1_TIME_set(nullptr, 0), &ASN1_TIME_free);
+  int days = 0, seconds = 0;
+  return ASN1_TIME_diff(&days, &seconds, epoch.get(), time) == 1 ? int64_t{86400} * days + seconds : 0;
 }
 
 bool IsKeyOf(X509* certificate, std::string_view key_pem) {
@@ -103,7 +108,8 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
                           "place",
                           base, base));
   }
-  return TlsFiles{*authorities, *certificate, *read};
+  return TlsFiles{*authorities, *certificate, *read, UnixTime(X509_get0_notBefore(parsed.get())),
+                  UnixTime(X509_get0_notAfter(parsed.get()))};
 }
 
 bool TlsTakes(const TlsFiles& files) {
@@ -135,12 +141,9 @@ tl::expected<void, std::string> CheckListenHost(const std::string& host, const T
                   host));
 }
 
-std::string ValidityProblem(std::string_view certificate_pem) {
-  const Certificate certificate = Parse(certificate_pem);
-  if (!certificate) return "it is not a certificate in PEM form";
-  if (X509_cmp_current_time(X509_get0_notAfter(certificate.get())) < 0) return "it has expired";
-  if (X509_cmp_current_time(X509_get0_notBefore(certificate.get())) > 0) return "it is not valid yet";
-  return "";
+std::string ValidityProblem(const TlsFiles& files, time_t now) {
+  if (files.valid_until < now) return "it has expired";
+  return files.valid_from > now ? "it is not valid yet" : "";
 }
 
 }  // namespace jobworker

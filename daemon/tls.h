@@ -1,5 +1,7 @@
 // What both ends of a connection share: certificate files, TLS 1.3 and nothing older, the published certificates.
 #pragma once
+#include <cstdint>
+#include <ctime>
 #include <string>
 #include <string_view>
 #include <tl/expected.hpp>
@@ -12,9 +14,10 @@ void ForbidOldTls();
 
 // A certificate, its key, and the authorities that the other side's certificate must come from; all PEM.
 struct TlsFiles {
-  std::string authorities;  // ca.pem
-  std::string certificate;  // NAME.pem
-  std::string key;          // NAME-key.pem
+  std::string authorities;                  // ca.pem
+  std::string certificate;                  // NAME.pem
+  std::string key;                          // NAME-key.pem
+  int64_t valid_from = 0, valid_until = 0;  // the certificate, both included; seconds since 1970
 };
 
 // Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME-key.pem, the last one not when there is a `key` to take instead. A key
@@ -32,7 +35,7 @@ bool IsPublished(std::string_view certificate_pem);
 // the users' keys. `host` is an address or "localhost". The error says how to make certificates of one's own.
 tl::expected<void, std::string> CheckListenHost(const std::string& host, const TlsFiles& files);
 
-// When the certificate's validity ends and begins, against now: a sentence when it is not valid, empty when it is.
-std::string ValidityProblem(std::string_view certificate_pem);
+// A sentence when the certificate is not valid at that time, empty when it is.
+std::string ValidityProblem(const TlsFiles& files, time_t now);
 
 }  // namespace jobworker

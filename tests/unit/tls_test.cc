@@ -79,6 +79,24 @@ TEST_F(Files, CertificateMustBeOne) {
   ExpectError(Load(), "worker.pem is not a certificate in PEM form");
 }
 
+TEST_F(Files, ValidityIsThatOfTheCertificate) {
+  const time_t before = time(nullptr);
+  const KeyedCertificate short_lived = Issue({{"worker"}, kServerExtensions, -60, 120}, authority_);
+  const time_t after = time(nullptr);
+  directory_.Write("worker.pem", short_lived.Pem(), 0644);
+  directory_.Write("worker-key.pem", short_lived.KeyPem(), 0600);
+  const auto files = Load();
+  ASSERT_TRUE(files) << files.error();
+  EXPECT_GE(files->valid_from, before - 60);
+  EXPECT_LE(files->valid_from, after - 60);
+  EXPECT_GE(files->valid_until, before + 120);
+  EXPECT_LE(files->valid_until, after + 120);
+  EXPECT_EQ(ValidityProblem(*files, files->valid_from - 1), "it is not valid yet");
+  EXPECT_EQ(ValidityProblem(*files, files->valid_from), "");
+  EXPECT_EQ(ValidityProblem(*files, files->valid_until), "");
+  EXPECT_EQ(ValidityProblem(*files, files->valid_until + 1), "it has expired");
+}
+
 TEST_F(Files, PublishedKeysMayBeReadableAsGitLeavesThem) {
   for (const char* name : {"worker", "alice", "bob", "carl"}) {
     const std::string base = kPublishedDirectory + "/" + name;
@@ -131,14 +149,6 @@ TEST_F(Listening, PublishedAuthorityStaysOnLoopbackToo) {
 
 TEST_F(Listening, OnesOwnCertificatesGoAnywhere) {
   for (const char* host : kWide) EXPECT_TRUE(CheckListenHost(host, operators_)) << host;
-}
-
-TEST(Validity, IsToldInWords) {
-  const KeyedCertificate authority = Authority("CA");
-  EXPECT_EQ(ValidityProblem(Issue({{"a"}}, authority).Pem()), "");
-  EXPECT_EQ(ValidityProblem(Issue({{"a"}, kServerExtensions, -60, -1}, authority).Pem()), "it has expired");
-  EXPECT_EQ(ValidityProblem(Issue({{"a"}, kServerExtensions, 60, 120}, authority).Pem()), "it is not valid yet");
-  EXPECT_EQ(ValidityProblem("a"), "it is not a certificate in PEM form");
 }
 
 }  // namespace
