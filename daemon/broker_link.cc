@@ -58,14 +58,15 @@ void BrokerLink::Met() {
   if (!std::exchange(tried_, true)) hooks_.tried();
 }
 
-// Nobody tells when a descriptor becomes free. Never at once: what failed for another reason would fail again.
+// Nobody tells when a descriptor becomes free, or another front end ends. Never at once: what failed for another reason
+// would fail again.
 void BrokerLink::LookForRoom() {
   loop_.Cancel(room_);
   if (!jobs_.lacks_output()) return;
   room_ = loop_.At(EventLoop::Clock::now() + kLookForRoomEvery, [this] {
     if (client_ == nullptr || !client_->connected()) return;
-    const bool room = !jobs_.IsStarting() && BrokerClient::HasRoom();
-    room ? client_->Drop("it is to give again what there was no room for") : LookForRoom();
+    const bool room = !jobs_.IsStarting() && jobs_.LackedIsFree() && BrokerClient::HasRoom();
+    room ? client_->Drop("it is to give again what could not be had") : LookForRoom();
   });
 }
 

@@ -118,7 +118,7 @@ Follower::Step Follower::Next() {
       return {Step::kFail,
               {},
               {grpc::StatusCode::UNAVAILABLE,
-               "the server is being stopped, or has no room for this job's output now; try again later"}};
+               "the server is being stopped, or cannot read this job's output now; try again later"}};
     case Journal::Outcome::kResume: response.set_resume(true); return {Step::kLast, ToBuffer(response), {}};
     case Journal::Outcome::kBytes: break;
   }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "daemon/api.h"
+#include "daemon/because.h"
 #include "daemon/clock.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
@@ -109,6 +110,12 @@ void JobTable::Lose() {
   service_changed_();
 }
 
+bool JobTable::LackedIsFree() const {
+  return std::none_of(lacking_.begin(), lacking_.end(), [](const auto& lacked) {
+    return lacked.second.IsOpen() && Journal::Holder(lacked.second.Get());
+  });
+}
+
 bool JobTable::IsStarting() const {
   return std::any_of(jobs_.begin(), jobs_.end(), [](const auto& job) {
     return job.second.phase == Phase::kStarting || job.second.phase == Phase::kUnusable;
@@ -139,7 +146,7 @@ void JobTable::StartJob(const std::string& user, Start start, const JobNote& not
   }
   // The key may be that of a job that could not be read.
   const auto lacking = lacking_.lower_bound({user, 0});
-  const bool unknown = lacking != lacking_.end() && lacking->user == user;
+  const bool unknown = lacking != lacking_.end() && lacking->first.user == user;
   if (unknown && !note.request_key().empty()) return done(tl::unexpected(JobFailure(NoJob::kGone)));
   if (broker_->backlog() >= limits_.broker_backlog) return done(tl::unexpected(JobFailure(NoJob::kBusy)));
   start.key = {user, ++mine.last_id};
@@ -243,6 +250,8 @@ void JobTable::OnJob(const Job& job, JobDescriptors descriptors) {
   // Another broker has taken it over, with the same descriptors. What was asked of the one before may not have arrived.
   Entry& entry = known->second;
   entry.greeting = greeting_;
+  descriptors = {};
+  if (entry.view != nullptr) (void)entry.view->journal->Hold();  // which that has undone
   if (entry.phase == Phase::kRunning && entry.stop.kind != StopKind::kNone) BeginStop(job.key, entry);
 }
 
@@ -283,7 +292,7 @@ void JobTable::AdoptUnborn(const Job& job, JobDescriptors descriptors) {
   user.last_id = std::max(user.last_id, job.key.id);
   const auto journal = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]));
   if (journal) entry.start = (*journal)->start();
-  if (!journal) lacking_.insert(job.key);
+  if (!journal) lacking_.try_emplace(job.key);
   JobNote note;
   if (note.ParseFromString(entry.start.note) && !note.request_key().empty()) {
     user.by_request_key[note.request_key()] = job.key.id;
@@ -332,15 +341,17 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   view.limits = job.limits;
   view.missing = job.missing;
   view.started_us = job.started_us;
+  lacking_.erase(job.key);  // first: see Journal::Hold
+  UniqueFd index = std::move(descriptors[kJournalIndex]);
+  const auto holder = index.IsOpen() ? Journal::Holder(index.Get()) : std::nullopt;
   tl::expected<std::shared_ptr<Journal>, std::string> opened =
-      tl::unexpected(std::string("this process has no descriptors free"));
-  if (descriptors[kJournalIndex].IsOpen()) {
-    opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(descriptors[kJournalIndex]),
-                           limits_.output.comes_back_within);
+      Because(holder ? fmt::format("the front end with pid {} still reads it", *holder)
+                     : "this process has no descriptors free");
+  if (index.IsOpen() && !holder) {
+    opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(index), limits_.output.comes_back_within);
   }
   view.journal = opened ? std::move(*opened) : Journal::Unreadable(opened.error());
-  lacking_.erase(job.key);
-  if (!opened) lacking_.insert(job.key);
+  if (!opened) lacking_.try_emplace(job.key, std::move(index));
   (void)view.note.ParseFromString(view.journal->start().note);
   if (job.has_stdin != 0 || view.journal->start().want_stdin != 0) {
     view.input = std::make_shared<JobInput>(loop_, std::move(descriptors[kStdin]), view.journal);

@@ -86,9 +86,12 @@ class JobTable : public BrokerEvents {
   // There is no broker: starts and stops are refused until there is one again, but output goes on.
   void Lose();
   [[nodiscard]] bool has_broker() const { return broker_ != nullptr; }
-  // Jobs were taken over without their descriptors, for which this process had no room. Their output is not lost: a
-  // broker that is met again gives all of them again.
+  // Jobs were taken over without their output: this process had no room for their descriptors, or another front end,
+  // which has lost the broker and still lives, reads it. It is not lost: a broker that is met again gives all of them
+  // again.
   [[nodiscard]] bool lacks_output() const { return !lacking_.empty(); }
+  // No other front end reads any of that now.
+  [[nodiscard]] bool LackedIsFree() const;
   // A start is being answered, which meeting a broker anew would cut short.
   [[nodiscard]] bool IsStarting() const;
   [[nodiscard]] uint8_t missing() const { return missing_; }
@@ -203,7 +206,7 @@ class JobTable : public BrokerEvents {
   std::map<std::pair<JobKey, const void*>, EndCallback> end_watches_;
   OutputCollector output_;
   Jobs jobs_;
-  std::set<JobKey> lacking_;  // of jobs_: see lacks_output
+  std::map<JobKey, UniqueFd> lacking_;  // of jobs_: see lacks_output; the index of one that another front end holds
   std::map<std::string, UserJobs> users_;
   EventLoop::Clock::time_point next_look_ = EventLoop::Clock::time_point::max();  // of ForgetOld
 };

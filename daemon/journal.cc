@@ -113,8 +113,22 @@ void Tell(const std::vector<std::shared_ptr<OutputReader>>& readers) {
 tl::expected<std::shared_ptr<Journal>, std::string> Journal::Open(UniqueFd data, UniqueFd index,
                                                                   std::chrono::milliseconds comes_back_within) {
   std::shared_ptr<Journal> journal(new Journal(std::move(data), std::move(index), comes_back_within));
+  if (!journal->Hold()) return Because("another process holds the journal");
   if (const auto loaded = journal->Load(); !loaded) return Because(loaded.error());
   return journal;
+}
+
+std::optional<pid_t> Journal::Holder(int index) {
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  if (fcntl(index, F_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return std::nullopt;
+  return lock.l_pid;
+}
+
+bool Journal::Hold() const {
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  return fcntl(index_.Get(), F_SETLK, &lock) == 0;
 }
 
 std::shared_ptr<Journal> Journal::Unreadable(std::string why) {

@@ -9,6 +9,8 @@
 // the bytes are of its stream. A mark is written before the bytes that it tells of, so there is no instant at which a
 // byte is without one. Marks that are no longer needed are punched away too, and read as zeros.
 #pragma once
+#include <sys/types.h>
+
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -95,12 +97,18 @@ class Journal {
     std::shared_ptr<const std::string_view> bytes;  // at most kMaxChunk; shared among readers; null without any
   };
 
-  // Takes the memfds over, empty ones or those that another front end has left. `damage` says what could not be read:
-  // such a journal begins anew at the offset that it had reached. Fails only when the kernel does.
+  // Takes the memfds over, empty ones or those that another front end has left, and holds them until this process ends:
+  // with two that write, bytes would be lost. `damage` says what could not be read: such a journal begins anew at the
+  // offset that it had reached. Fails only when the kernel does, or while another process holds it.
   static tl::expected<std::shared_ptr<Journal>, std::string> Open(
       UniqueFd data, UniqueFd index, std::chrono::milliseconds comes_back_within = kComesBackWithin);
   // Of a job whose memfds this front end could not receive or read: it holds nothing and takes nothing.
   static std::shared_ptr<Journal> Unreadable(std::string why);
+  // The other process, if there is one, that holds the journal with this index.
+  static std::optional<pid_t> Holder(int index);
+  // Open does it. False when another process holds it. To be called again when another descriptor of the same index was
+  // closed by this process, for then the kernel lets go of it (fcntl(2), record locks).
+  bool Hold() const;
   Journal(const Journal&) = delete;
   [[nodiscard]] const std::string& damage() const { return damage_; }
   // False for an Unreadable one, whose output is elsewhere.

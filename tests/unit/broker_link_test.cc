@@ -176,6 +176,31 @@ TEST_F(BrokerLinkTest, ABrokerWhoseDescriptorsFoundNoRoomIsMetAgainWhenThereIsSo
   EXPECT_EQ(lost_, "");
 }
 
+TEST_F(BrokerLinkTest, ABrokerIsMetAgainOnceAnotherFrontEndHasLeftItsOutput) {
+  const Rendezvous door(path_);
+  const JournalMemory memory(Start{{"alice", 1}, {}, {"echo"}, {}});
+  const TestPipe pipe;
+  const std::vector<int> given = {pipe.read.Get(), pipe.read.Get(), memory.data.Get(), memory.index.Get()};
+  auto other = std::make_unique<OtherFrontEnd>(memory);
+  link_.Meet(path_);
+  FakeBroker first, second;
+  RunUntil([&] { return door.Visited(); });
+  for (FakeBroker* broker : {&first, &second}) {
+    broker->Send(Welcome{kProtocolVersion, 0, 1});
+    broker->Send(Job{{"alice", 1}, {}, 0}, given);
+  }
+  door.HandOver(door.Accept(), first);
+  RunUntil([&] { return jobs_.has_broker(); });
+  EXPECT_TRUE(jobs_.lacks_output());
+  loop_.RunOnce();  // it looks, in vain
+  EXPECT_TRUE(jobs_.has_broker());
+  other = nullptr;
+  RunUntil([&] { return door.Visited(); });
+  door.HandOver(door.Accept(), second);
+  RunUntil([&] { return !jobs_.lacks_output(); });
+  EXPECT_EQ(lost_, "");
+}
+
 TEST_F(BrokerLinkTest, ABrokerThatAnswersIsKept) {
   FakeBroker broker;
   broker.Send(Welcome{});

@@ -100,6 +100,14 @@ class JobTableTest : public testing::Test {
       return std::all_of(kept_.begin(), kept_.end(), [this](const auto& kept) { return Told(kept.second); });
     });
   }
+  // Whether another process finds it held.
+  static bool HeldForOthers(const JournalMemory& memory) {
+    const pid_t child = fork();
+    if (child == 0) _exit(Journal::Holder(memory.index.Get()) == getppid() ? 0 : 1);
+    int status = -1;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    return status == 0;
+  }
   void LoseBroker() {
     broker().Hang();
     RunUntil([this] { return at_->broker_gone; });
@@ -474,6 +482,44 @@ TEST_F(JobTableTest, EvenIfItHasEndedMeanwhile) {
   for (int i = 0; i < 2; ++i) End(StartRunning("alice")->key);
   NextIsForget(key);  // of three, it is the oldest: it counts once
   EXPECT_TRUE(broker().NothingSent());
+}
+
+// It has lost the broker, and lives on.
+TEST_F(JobTableTest, WhatAnotherFrontEndReadsIsLeftToIt) {
+  const JobKey key{"alice", 7};
+  Kept& kept = Keep(Start{key, {}, {"echo"}, {}});
+  {
+    const OtherFrontEnd other(kept.memory);
+    LoseBroker();
+    MeetBroker();
+    kept.out.Put("abc");
+    EXPECT_TRUE(table().lacks_output());
+    EXPECT_FALSE(table().LackedIsFree());
+    const auto view = *table().Find(key);
+    EXPECT_NE(view->journal->damage().find(std::to_string(other.pid())), std::string::npos);
+    LoseBroker();
+    MeetBroker();  // in vain
+    EXPECT_EQ(Finished(*view), Outcome::kAbandoned);
+    EXPECT_FALSE(table().LackedIsFree());
+  }
+  EXPECT_TRUE(table().LackedIsFree());
+  LoseBroker();
+  MeetBroker();
+  EXPECT_FALSE(table().lacks_output());
+  RunUntil([&] { return ReadAll(*(*table().Find(key))->journal) == "o'abc'"; });
+}
+
+// The descriptors that a broker gives again are closed again.
+TEST_F(JobTableTest, WhatIsReadHereIsHeldOverABroker) {
+  const Kept& fresh = kept_.at(StartRunning("alice")->key);
+  const JobKey key{"alice", 7};
+  const Kept& lacked = Keep(Start{key, {}, {"echo"}, {}});
+  table().OnJob(Job{key, {}, 0}, {});
+  for (int i = 0; i < 2; ++i) {
+    LoseBroker();
+    MeetBroker();
+    for (const Kept* kept : {&fresh, &lacked}) EXPECT_TRUE(HeldForOthers(kept->memory));
+  }
 }
 
 TEST_F(JobTableTest, AnUnbornJobThatFoundNoRoomIsNotStartedTwice) {

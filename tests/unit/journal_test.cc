@@ -1122,5 +1122,17 @@ TEST_F(JournalTest, ReadersOnOtherThreadsSeeEveryByteOrItsGap) {
   EXPECT_EQ(journal_->followers(), 0U);
 }
 
+TEST(JournalHold, NobodyElseOpensItUntilItsFrontEndEnds) {
+  const JournalMemory memory;
+  EXPECT_EQ(Journal::Holder(memory.index.Get()), std::nullopt);
+  {
+    const OtherFrontEnd other(memory);
+    EXPECT_EQ(Journal::Holder(memory.index.Get()), other.pid());
+    EXPECT_FALSE(Journal::Open(JournalMemory::Dup(memory.data), JournalMemory::Dup(memory.index)));
+  }
+  EXPECT_EQ(Journal::Holder(memory.index.Get()), std::nullopt);
+  EXPECT_TRUE(Journal::Open(JournalMemory::Dup(memory.data), JournalMemory::Dup(memory.index)));
+}
+
 }  // namespace
 }  // namespace jobworker

@@ -2,8 +2,13 @@
 #pragma once
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
 
 #include "daemon/journal.h"
 #include "tests/unit/fake_broker.h"
@@ -62,6 +67,34 @@ struct JournalMemory {
 
   UniqueFd data{memfd_create("test", MFD_CLOEXEC)}, index{memfd_create("test", MFD_CLOEXEC)};
   uint64_t marks_at = 0;
+};
+
+// A front end in another process, which holds the journal as long as this lives.
+class OtherFrontEnd {
+ public:
+  explicit OtherFrontEnd(const JournalMemory& memory) : pid_(fork()) {
+    if (pid_ == 0) {
+      // A broker's end of a connection that was left open here would keep it up.
+      for (int fd = 3; fd < 1024; ++fd) {
+        if (fd != memory.data.Get() && fd != memory.index.Get() && fd != ready_.write.Get()) close(fd);
+      }
+      const auto journal = memory.Open();
+      ready_.Put("+");
+      for (;;) pause();
+    }
+    pollfd ready{ready_.read.Get(), POLLIN, 0};
+    EXPECT_EQ(poll(&ready, 1, -1), 1);
+  }
+  OtherFrontEnd(const OtherFrontEnd&) = delete;
+  ~OtherFrontEnd() {
+    EXPECT_EQ(kill(pid_, SIGKILL), 0);
+    EXPECT_EQ(waitpid(pid_, nullptr, 0), pid_);
+  }
+  [[nodiscard]] pid_t pid() const { return pid_; }
+
+ private:
+  const TestPipe ready_;
+  const pid_t pid_;
 };
 
 class CountingReader : public OutputReader {
