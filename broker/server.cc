@@ -111,7 +111,7 @@ class Server {
     owner.ended_count += ended ? 1U : 0U;
     const State state = ended ? State::kEnded : State::kRunning;
     JobEntry& entry = Add({std::move(job), state, &owner, std::move(cgroup), {}, {}});
-    if (!ended) WatchEnd(entry, EPOLLIN);
+    if (!ended) entry.second.events = OpenEvents(entry.second.cgroup.Get()), WatchEnd(entry, EPOLLIN);
   }
 
   JobEntry& Add(Record record) {
@@ -215,7 +215,8 @@ class Server {
     try {
       record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
       stage = Stage::kLimits;
-      Keep(record.cgroup, first_kept_);
+      record.events = OpenEvents(record.cgroup.Get());  // its end must not need what there may be none of then
+      for (UniqueFd* kept : {&record.cgroup, &record.events}) Keep(*kept, first_kept_);
       record.job.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
       for (size_t i = 0; i < kLimitCount; ++i) record.job.limits[i] = std::min(record.job.limits[i], owner.applied[i]);
       record.child = Spawn(owner, start, record.cgroup.Get(), stage);
@@ -310,7 +311,6 @@ class Server {
     if (info.si_code == 0) record.exited.cause = EndCause::kUnknown;
     record.exited.value = static_cast<uint8_t>(info.si_status);
     record.exited.core_dumped = info.si_code == CLD_DUMPED;
-    record.events = OpenEvents(record.cgroup.Get());
     if (!IsPopulated(record.events)) return CgroupEmpty(job);
     record.exited.leftovers = CountProcesses(record.cgroup.Get());
     (void)KillAll(record.cgroup.Get());

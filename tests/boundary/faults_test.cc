@@ -70,15 +70,17 @@ INSTANTIATE_TEST_SUITE_P(
     InTheBroker, Faults,
     testing::Values(
         Fault{"mkdirat:error=ENOSPC", Stage::kCgroup, ENOSPC}, Fault{"mkdirat:error=EAGAIN", Stage::kCgroup, EAGAIN},
-        Fault{"openat:error=ENFILE:when=1", Stage::kCgroup, ENFILE}, Fault{"pipe2:error=EMFILE", Stage::kPipe, EMFILE},
+        Fault{"openat:error=ENFILE:when=1", Stage::kCgroup, ENFILE},
+        Fault{"openat:error=ENFILE:when=3", Stage::kLimits, ENFILE}, Fault{"pipe2:error=EMFILE", Stage::kPipe, EMFILE},
         Fault{"pipe2:error=EMFILE:when=2", Stage::kPipe, EMFILE},
         Fault{"pipe2:error=ENFILE:when=3", Stage::kPipe, ENFILE}, Fault{"fchmod:error=EPERM", Stage::kPipe, EPERM},
         Fault{"fcntl:error=EMFILE:when=1", Stage::kLimits, EMFILE},
-        Fault{"fcntl:error=EINVAL:when=2", Stage::kPipe, EINVAL},
-        Fault{"fcntl:error=EMFILE:when=3", Stage::kPipe, EMFILE},
-        Fault{"fcntl:error=EMFILE:when=9", Stage::kPipe, EMFILE},
+        Fault{"fcntl:error=EMFILE:when=2", Stage::kLimits, EMFILE},
+        Fault{"fcntl:error=EINVAL:when=3", Stage::kPipe, EINVAL},
+        Fault{"fcntl:error=EMFILE:when=4", Stage::kPipe, EMFILE},
         Fault{"fcntl:error=EMFILE:when=10", Stage::kPipe, EMFILE},
         Fault{"fcntl:error=EMFILE:when=11", Stage::kPipe, EMFILE},
+        Fault{"fcntl:error=EMFILE:when=12", Stage::kPipe, EMFILE},
         Fault{"memfd_create:error=EMFILE", Stage::kPipe, EMFILE},
         Fault{"memfd_create:error=ENFILE:when=2", Stage::kPipe, ENFILE},
         Fault{"pwrite64:error=ENOSPC", Stage::kPipe, ENOSPC}, Fault{"pwrite64:retval=7", Stage::kPipe, ENOSPC},
@@ -115,6 +117,14 @@ TEST_P(OtherFaults, AKillThatTheKernelRefusesIsReportedAndCanBeAskedAgain) {
   StopInjecting();
   front().Send(Kill{Alice(2)});
   EXPECT_EQ(Finish(Alice(2)).value, SIGKILL);
+}
+
+TEST_P(OtherFaults, AnEndNeedsNoDescriptor) {
+  (void)Begin(StartOf(Alice(2), {"sleep", "infinity"}));
+  const pid_t job = ProcessesIn(Leaf(Alice(2))).at(0);
+  Inject("openat:error=ENFILE");
+  EXPECT_EQ(kill(job, SIGTERM), 0);
+  EXPECT_EQ(Finish(Alice(2)).value, SIGTERM);
 }
 
 // As on a kernel before Linux 6.3.

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -42,7 +43,8 @@ struct FakeJob {
   const User* user = nullptr;
   uint64_t id = 0;
   UniqueFd pidfd, status, event;  // this side's ends of what the broker watches
-  int leaf = -1, broker_pidfd = -1, broker_event = -1;
+  int leaf = -1, broker_pidfd = -1;
+  ino_t broker_event = 0;  // it moves the descriptor
   bool born = false, alive = false, reaped = false, leftovers = false, removed = false;
 };
 
@@ -163,18 +165,25 @@ Counters ReadCounters(int leaf) {
 uint32_t CountProcesses(int leaf) { return OfLeaf(leaf).leftovers ? 1 : 0; }
 void ReadOomKills(int leaf, uint32_t&, OomLevel&) { (void)OfLeaf(leaf); }
 
+ino_t InodeOf(int fd) {
+  struct stat info {};
+  Hold(fstat(fd, &info) == 0, "fstat");
+  return info.st_ino;
+}
+
 UniqueFd OpenEvents(int leaf) {
   FakeJob& job = OfLeaf(leaf);
   int ends[2];
   Hold(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
   job.event.Reset(ends[1]);
-  job.broker_event = ends[0];
+  job.broker_event = InodeOf(ends[0]);
   return UniqueFd(ends[0]);
 }
 
 bool IsPopulated(const UniqueFd& events) {
-  const FakeJob& job = Find([&](const FakeJob& other) { return other.broker_event == events.Get() && !other.removed; },
-                            "strange events");
+  const ino_t inode = InodeOf(events.Get());
+  const FakeJob& job =
+      Find([&](const FakeJob& other) { return other.broker_event == inode && !other.removed; }, "strange events");
   return job.alive || job.leftovers;
 }
 
