@@ -397,6 +397,47 @@ TEST_F(Stored, AnEndThatWasToldIsToldAgainTheSame) {
   EXPECT_TRUE(front_->held().empty());
 }
 
+TEST_F(Stored, AnEndThatIsKeptDoesNotCountAgainstAStart) {
+  std::string users = ReadFile(broker_.directory() / "users");
+  users.replace(users.find("jobs=max"), 8, "jobs=1");  // alice's
+  broker_.WriteUsers(users);
+  Restart();
+  Begin(StartOf(1, {"true"}));
+  (void)front_->Await<Exited>(Alice(1));
+  Restart();
+  Begin(StartOf(2, {"sleep", "infinity"}));
+  front_->Send(StartOf(3, {"true"}));
+  EXPECT_EQ(front_->Await<Failed>(Alice(3)).stage, Stage::kJobs);
+  ForgetJob(1);
+  front_->Send(StartOf(3, {"true"}));
+  EXPECT_EQ(front_->Await<Failed>(Alice(3)).stage, Stage::kJobs);
+}
+
+// It ends without having dropped anything, and systemd starts another one.
+TEST_F(Stored, ABrokerThatHasNoRoomForItsJobsDoesNotLoseThem) {
+  Reconnect();
+  Begin(StartOf(1, {"sleep", "infinity"}));
+  const pid_t job = MainOf(1);
+  Kill9();
+  systemd_->Prepare();
+  const fs::path log = broker_.directory() / "starved";
+  Process starved(
+      {JOBBROKER, "--cgroup-root", broker_.cgroup(), "--users", broker_.directory() / "users", "--missing-controllers",
+       "warn", "--socket", broker_.socket(), "--peer", std::to_string(kFrontEndUid)},
+      log, -1, 0, [&] {
+        systemd_->Give("");
+        const rlimit few{8, 8};
+        setrlimit(RLIMIT_NOFILE, &few);
+      });
+  EXPECT_EQ(starved.Wait(), 1);
+  EXPECT_NE(ReadFile(log).find("RLIMIT_NOFILE is too low for the stored jobs"), std::string::npos) << ReadFile(log);
+  EXPECT_TRUE(IsAlive(job));
+  systemd_->Drain();
+  EXPECT_EQ(systemd_->Names(), std::vector<std::string>{"alice.1"});
+  StartBroker();
+  EXPECT_EQ(Reconnect().held(), std::vector<JobKey>{Alice(1)});
+}
+
 // As after a kill between the two.
 TEST_F(Stored, AnEndTakesThePlaceOfAJobThatWasNotDropped) {
   Reconnect();
