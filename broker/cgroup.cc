@@ -96,9 +96,8 @@ void Prune(int directory, const std::string& path, const std::set<std::string>& 
   while (const dirent* entry = entries != nullptr ? readdir(entries) : nullptr) {
     if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
     const std::string below = path + "/" + entry->d_name;
-    const UniqueFd child = OpenAt(directory, entry->d_name, O_RDONLY | O_DIRECTORY);
-    const bool ends = !kept.contains(below) && KillAll(child.Get()) == 0;
-    const UniqueFd events = OpenEvents(child.Get());
+    const auto [child, events, kill] = OpenLeaf(directory, entry->d_name);
+    const bool ends = !kept.contains(below) && KillAll(kill) == 0;
     for (pollfd changed{events.Get(), POLLPRI, 0}; ends && IsPopulated(events);) (void)poll(&changed, 1, -1);
     Prune(child.Get(), below, kept);
     if (ends) (void)unlinkat(directory, entry->d_name, AT_REMOVEDIR);
@@ -168,26 +167,24 @@ void ReadOomKills(int directory, uint32_t& kills, OomLevel& level) {
   level = kills == 0 ? OomLevel::kNone : ValueOf(events, "oom") > 0 ? OomLevel::kJob : OomLevel::kUser;
 }
 
-int KillAll(int directory) { return WriteControl(directory, "cgroup.kill", "1"); }
-
-UniqueFd OpenEvents(int directory) {
-  UniqueFd events = OpenAt(directory, "cgroup.events");
-  OrThrow(events.IsOpen() || errno == ENOENT || errno == ENODEV ? 0 : -1, "open cgroup.events");
-  return events;
-}
+int KillAll(const UniqueFd& kill) { return write(kill.Get(), "1", 1) == 1 ? 0 : errno; }
 
 bool IsPopulated(const UniqueFd& events) { return ValueOf(ReadControl(events), "populated") != 0; }
 
-UniqueFd MakeLeaf(int user_directory, uint64_t id) {
-  OrThrow(mkdirat(user_directory, std::to_string(id).c_str(), 0755), "make the job's cgroup");
-  UniqueFd leaf = OpenDirectory(user_directory, std::to_string(id));
-  // The OOM killer takes the job as a whole. Not there without the memory controller.
-  (void)WriteControl(leaf.Get(), "memory.oom.group", "1");
+Leaf OpenLeaf(int parent, const std::string& name) {
+  Leaf leaf{OpenAt(parent, name, O_RDONLY | O_DIRECTORY), {}, {}};
+  if (leaf.directory.IsOpen()) leaf.events = OpenAt(leaf.directory.Get(), "cgroup.events");
+  if (leaf.events.IsOpen()) leaf.kill = OpenAt(leaf.directory.Get(), "cgroup.kill", O_WRONLY);
+  OrThrow(leaf.kill.IsOpen() || errno == ENOENT || errno == ENODEV ? 0 : -1, "open cgroup " + name);
   return leaf;
 }
 
-UniqueFd OpenLeaf(int user_directory, uint64_t id) {
-  return OpenAt(user_directory, std::to_string(id), O_RDONLY | O_DIRECTORY);
+Leaf MakeLeaf(int user_directory, uint64_t id) {
+  OrThrow(mkdirat(user_directory, std::to_string(id).c_str(), 0755), "make the job's cgroup");
+  Leaf leaf = OpenLeaf(user_directory, std::to_string(id));
+  // The OOM killer takes the job as a whole. Not there without the memory controller.
+  (void)WriteControl(leaf.directory.Get(), "memory.oom.group", "1");
+  return leaf;
 }
 
 bool RemoveLeaf(int user_directory, uint64_t id) {

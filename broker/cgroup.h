@@ -21,17 +21,18 @@ Counters ReadCounters(int directory);
 uint32_t CountProcesses(int directory);
 // The OOM killer's victims in this cgroup, and whether it acted for this cgroup's own limit.
 void ReadOomKills(int directory, uint32_t& kills, OomLevel& level);
-// SIGKILL to everything in the cgroup, also to what is being forked (cgroup.kill, Linux 5.14). Returns an errno or 0.
-int KillAll(int directory);
-// cgroup.events, for IsPopulated and for POLLPRI, which IsPopulated re-arms. None when the cgroup has been removed,
-// which counts as not populated.
-UniqueFd OpenEvents(int directory);
-bool IsPopulated(const UniqueFd& events);
 
+// A cgroup with its cgroup.events and cgroup.kill: when it is to end there may be no descriptors to be had.
+struct Leaf {
+  UniqueFd directory, events, kill;
+};
+Leaf OpenLeaf(int parent, const std::string& name);  // closed when it is not there
 // <user>/<id>. EEXIST is an error: a directory that is there is never adopted.
-UniqueFd MakeLeaf(int user_directory, uint64_t id);
-UniqueFd OpenLeaf(int user_directory, uint64_t id);  // not open when it is not there
+Leaf MakeLeaf(int user_directory, uint64_t id);
 bool RemoveLeaf(int user_directory, uint64_t id);
+// SIGKILL to everything in the cgroup, also to what is being forked (Linux 5.14). Returns an errno or 0.
+int KillAll(const UniqueFd& kill);
+bool IsPopulated(const UniqueFd& events);  // re-arms POLLPRI; false when the cgroup has been removed
 
 // The root of the tree. Its lock keeps other brokers out as long as this process or a fork of it lives.
 class CgroupTree {

@@ -35,7 +35,7 @@ struct PidfdInfo {
 struct Record : StoredJob {
   State state = State::kStarting;
   User* owner = nullptr;
-  UniqueFd cgroup, events;
+  Leaf leaf;
   ChildFailure failure;  // with an error, the job never ran: it ends as Failed, not as Exited
 };
 using Jobs = std::map<JobKey, Record>;
@@ -104,14 +104,14 @@ class Server {
   // A job of an earlier broker's, where that one left it.
   void TakeUp(StoredJob job) {
     User& owner = users_.at(job.job.key.user);
-    UniqueFd cgroup = OpenLeaf(owner.cgroup.Get(), job.job.key.id);
+    Leaf leaf = OpenLeaf(owner.cgroup.Get(), std::to_string(job.job.key.id));
     const bool ended = job.Ended();
-    if (ended || !cgroup.IsOpen()) store_.Drop(job.Name(false));
-    if (!ended && !cgroup.IsOpen()) return;
+    if (ended || !leaf.directory.IsOpen()) store_.Drop(job.Name(false));
+    if (!ended && !leaf.directory.IsOpen()) return;
     owner.ended_count += ended ? 1U : 0U;
     const State state = ended ? State::kEnded : State::kRunning;
-    JobEntry& entry = Add({std::move(job), state, &owner, std::move(cgroup), {}, {}});
-    if (!ended) entry.second.events = OpenEvents(entry.second.cgroup.Get()), WatchEnd(entry, EPOLLIN);
+    JobEntry& entry = Add({std::move(job), state, &owner, std::move(leaf), {}});
+    if (!ended) WatchEnd(entry, EPOLLIN);
   }
 
   JobEntry& Add(Record record) {
@@ -213,13 +213,12 @@ class Server {
     record.job = {start.key, {}, owner.missing, 0, NowUs(), 0};
     Stage stage = Stage::kCgroup;
     try {
-      record.cgroup = MakeLeaf(owner.cgroup.Get(), start.key.id);
+      record.leaf = MakeLeaf(owner.cgroup.Get(), start.key.id);
       stage = Stage::kLimits;
-      record.events = OpenEvents(record.cgroup.Get());  // its end must not need what there may be none of then
-      for (UniqueFd* kept : {&record.cgroup, &record.events}) Keep(*kept, first_kept_);
-      record.job.limits = ApplyLimits(record.cgroup.Get(), *limits, owner.missing, owner.disk);
+      for (UniqueFd* kept : {&record.leaf.directory, &record.leaf.events, &record.leaf.kill}) Keep(*kept, first_kept_);
+      record.job.limits = ApplyLimits(record.leaf.directory.Get(), *limits, owner.missing, owner.disk);
       for (size_t i = 0; i < kLimitCount; ++i) record.job.limits[i] = std::min(record.job.limits[i], owner.applied[i]);
-      record.child = Spawn(owner, start, record.cgroup.Get(), stage);
+      record.child = Spawn(owner, start, record.leaf.directory.Get(), stage);
     } catch (const std::system_error& error) {
       if (error.code() != std::errc::file_exists) (void)RemoveLeaf(owner.cgroup.Get(), start.key.id);
       return Fail(start.key, RequestType::kStart, stage, error.code().value());
@@ -236,15 +235,15 @@ class Server {
   }
 
   void Answer(const Kill& kill) {
-    const UniqueFd& cgroup = jobs_.at(kill.key).cgroup;
-    const int error = cgroup.IsOpen() ? KillAll(cgroup.Get()) : ESRCH;
+    const Leaf& leaf = jobs_.at(kill.key).leaf;
+    const int error = leaf.kill.IsOpen() ? KillAll(leaf.kill) : ESRCH;
     if (error != 0) Fail(kill.key, RequestType::kKill, Stage::kKill, error);
   }
 
   void Answer(const UsageRequest& usage) {
     const Record& record = jobs_.at(usage.key);
-    const bool lives = record.cgroup.IsOpen();
-    Send(Encode(UsageIs{usage.key, lives ? ReadCounters(record.cgroup.Get()) : record.exited.counters}));
+    const bool lives = record.leaf.directory.IsOpen();
+    Send(Encode(UsageIs{usage.key, lives ? ReadCounters(record.leaf.directory.Get()) : record.exited.counters}));
   }
 
   void Answer(const WhoIs& who) {
@@ -311,20 +310,20 @@ class Server {
     if (info.si_code == 0) record.exited.cause = EndCause::kUnknown;
     record.exited.value = static_cast<uint8_t>(info.si_status);
     record.exited.core_dumped = info.si_code == CLD_DUMPED;
-    if (!IsPopulated(record.events)) return CgroupEmpty(job);
-    record.exited.leftovers = CountProcesses(record.cgroup.Get());
-    (void)KillAll(record.cgroup.Get());
-    Watch(record.events.Get(), EPOLLPRI, [this, &job](uint32_t) {
-      if (!IsPopulated(job.second.events)) CgroupEmpty(job);
+    if (!IsPopulated(record.leaf.events)) return CgroupEmpty(job);
+    record.exited.leftovers = CountProcesses(record.leaf.directory.Get());
+    (void)KillAll(record.leaf.kill);
+    Watch(record.leaf.events.Get(), EPOLLPRI, [this, &job](uint32_t) {
+      if (!IsPopulated(job.second.leaf.events)) CgroupEmpty(job);
     });
   }
 
   void CgroupEmpty(JobEntry& job) {
     Record& record = job.second;
-    Unwatch(record.events);
-    ReadOomKills(record.cgroup.Get(), record.exited.oom_kills, record.exited.oom_level);
-    record.exited.counters = ReadCounters(record.cgroup.Get());
-    record.cgroup.Reset();
+    Unwatch(record.leaf.events);
+    ReadOomKills(record.leaf.directory.Get(), record.exited.oom_kills, record.exited.oom_level);
+    record.exited.counters = ReadCounters(record.leaf.directory.Get());
+    record.leaf = {};
     if (record.failure.error == 0) store_.Keep(record), store_.Drop(record.Name(false));
     if (!RemoveLeaf(record.owner->cgroup.Get(), job.first.id)) perror("jobbroker: a job's cgroup is left behind");
     record.state = State::kEnded;

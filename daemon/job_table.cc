@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
+#include <cstring>
 #include <utility>
 
 #include "daemon/api.h"
@@ -18,6 +20,7 @@ namespace {
 
 using std::chrono::microseconds, std::chrono::milliseconds;
 
+constexpr milliseconds kKillAgain{1000};     // after the kernel has refused it
 constexpr uint64_t kJustNowUs = 60'000'000;  // from the end of a main process to that of the whole job, at most
 
 void LogEnd(const JobResult& result) {
@@ -225,14 +228,20 @@ void JobTable::BeginStop(const JobKey& key, Entry& entry) {
 
 void JobTable::KillAt(const JobKey& key, const StopState& stop) {
   const uint64_t left = LeftUs(stop.since_us, uint64_t{stop.grace_ms} * 1000);
-  loop_.At(EventLoop::Clock::now() + microseconds(left), [this, key] {
-    const auto found = jobs_.find(key);
-    if (broker_ == nullptr || found == jobs_.end() || found->second.phase != Phase::kRunning) return;
-    StopState& state = found->second.stop;
-    state.killed = true;
-    found->second.view->journal->SetStop(state);
-    broker_->KillJob(key);
-  });
+  loop_.At(EventLoop::Clock::now() + microseconds(left), [this, key] { Kill(key); });
+}
+
+void JobTable::Kill(const JobKey& key) {
+  const auto found = jobs_.find(key);
+  if (broker_ == nullptr || found == jobs_.end()) return;
+  Entry& entry = found->second;
+  if (entry.phase == Phase::kRunning) {
+    entry.stop.killed = true;
+    entry.view->journal->SetStop(entry.stop);
+  } else if (entry.phase != Phase::kUnusable) {
+    return;
+  }
+  broker_->KillJob(key);
 }
 
 void JobTable::OnJob(const Job& job, JobDescriptors descriptors) {
@@ -364,8 +373,18 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
 void JobTable::OnFailed(const Failed& failed) {
   const auto found = jobs_.find(failed.key);
   questions_.OnFailed(failed);
-  if (failed.request != RequestType::kStart || found == jobs_.end()) return;  // a signal or a kill that came too late
+  if (found == jobs_.end()) return;
   Entry& entry = found->second;
+  const bool asked = entry.phase == Phase::kUnusable || (entry.phase == Phase::kRunning && entry.stop.killed);
+  if (failed.request == RequestType::kKill && failed.error != ESRCH && asked) {
+    Log("kill refused", {{"user", failed.key.user},
+                         {"job", std::to_string(failed.key.id)},
+                         {"reason", strerror(static_cast<int>(failed.error))},
+                         {"next", "it is tried again"}});
+    loop_.At(EventLoop::Clock::now() + kKillAgain, [this, key = failed.key] { Kill(key); });
+    return;
+  }
+  if (failed.request != RequestType::kStart) return;  // what came too late
   UserJobs& user = users_[failed.key.user];
   // Ended jobs count in the broker until they are forgotten, all but one, so the oldest makes room.
   const auto old = std::find_if(user.ended.begin(), user.ended.end(), [&](const auto& ended) {

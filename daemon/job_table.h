@@ -181,6 +181,7 @@ class JobTable : public BrokerEvents {
   void DecideStop(const JobKey& key, Entry& entry, const StopOrder& order);
   void BeginStop(const JobKey& key, Entry& entry);
   void KillAt(const JobKey& key, const StopState& stop);
+  void Kill(const JobKey& key);
   void End(Entry& entry, const Exited& exited);
   void Place(Entry& entry);
   void TellEnd(const View& job);

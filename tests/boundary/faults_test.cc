@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <random>
 
@@ -71,16 +72,18 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Fault{"mkdirat:error=ENOSPC", Stage::kCgroup, ENOSPC}, Fault{"mkdirat:error=EAGAIN", Stage::kCgroup, EAGAIN},
         Fault{"openat:error=ENFILE:when=1", Stage::kCgroup, ENFILE},
-        Fault{"openat:error=ENFILE:when=3", Stage::kLimits, ENFILE}, Fault{"pipe2:error=EMFILE", Stage::kPipe, EMFILE},
+        Fault{"openat:error=ENFILE:when=2", Stage::kCgroup, ENFILE},
+        Fault{"openat:error=ENFILE:when=3", Stage::kCgroup, ENFILE}, Fault{"pipe2:error=EMFILE", Stage::kPipe, EMFILE},
         Fault{"pipe2:error=EMFILE:when=2", Stage::kPipe, EMFILE},
         Fault{"pipe2:error=ENFILE:when=3", Stage::kPipe, ENFILE}, Fault{"fchmod:error=EPERM", Stage::kPipe, EPERM},
         Fault{"fcntl:error=EMFILE:when=1", Stage::kLimits, EMFILE},
         Fault{"fcntl:error=EMFILE:when=2", Stage::kLimits, EMFILE},
-        Fault{"fcntl:error=EINVAL:when=3", Stage::kPipe, EINVAL},
-        Fault{"fcntl:error=EMFILE:when=4", Stage::kPipe, EMFILE},
-        Fault{"fcntl:error=EMFILE:when=10", Stage::kPipe, EMFILE},
+        Fault{"fcntl:error=EMFILE:when=3", Stage::kLimits, EMFILE},
+        Fault{"fcntl:error=EINVAL:when=4", Stage::kPipe, EINVAL},
+        Fault{"fcntl:error=EMFILE:when=5", Stage::kPipe, EMFILE},
         Fault{"fcntl:error=EMFILE:when=11", Stage::kPipe, EMFILE},
         Fault{"fcntl:error=EMFILE:when=12", Stage::kPipe, EMFILE},
+        Fault{"fcntl:error=EMFILE:when=13", Stage::kPipe, EMFILE},
         Fault{"memfd_create:error=EMFILE", Stage::kPipe, EMFILE},
         Fault{"memfd_create:error=ENFILE:when=2", Stage::kPipe, ENFILE},
         Fault{"pwrite64:error=ENOSPC", Stage::kPipe, ENOSPC}, Fault{"pwrite64:retval=7", Stage::kPipe, ENOSPC},
@@ -119,12 +122,24 @@ TEST_P(OtherFaults, AKillThatTheKernelRefusesIsReportedAndCanBeAskedAgain) {
   EXPECT_EQ(Finish(Alice(2)).value, SIGKILL);
 }
 
+// A job that opens all that the machine has must not be the one that cannot be ended.
 TEST_P(OtherFaults, AnEndNeedsNoDescriptor) {
-  (void)Begin(StartOf(Alice(2), {"sleep", "infinity"}));
-  const pid_t job = ProcessesIn(Leaf(Alice(2))).at(0);
-  Inject("openat:error=ENFILE");
-  EXPECT_EQ(kill(job, SIGTERM), 0);
-  EXPECT_EQ(Finish(Alice(2)).value, SIGTERM);
+  for (const bool by_itself : {true, false}) {
+    const auto output = Begin(Shell(Alice(2), "sleep infinity & echo; exec sleep infinity"));
+    ASSERT_TRUE(WaitFor(output[kStdout].Get(), POLLIN));
+    const std::vector<pid_t> mine = ChildrenOf(broker_pid()), all = ProcessesIn(Leaf(Alice(2)));
+    ASSERT_EQ(all.size(), 2U);
+    const auto main = std::find_first_of(all.begin(), all.end(), mine.begin(), mine.end());
+    ASSERT_NE(main, all.end());
+    Inject("openat:error=ENFILE");
+    if (by_itself) {
+      EXPECT_EQ(kill(*main, SIGTERM), 0);
+    } else {
+      front().Send(Kill{Alice(2)});
+    }
+    EXPECT_EQ(Finish(Alice(2)).value, by_itself ? SIGTERM : SIGKILL);
+    StopInjecting();
+  }
 }
 
 // As on a kernel before Linux 6.3.

@@ -31,12 +31,12 @@ UniqueFd NewDescriptor() { return UniqueFd(OrThrow(eventfd(0, EFD_CLOEXEC | EFD_
 
 // What server.cc calls of cgroup.cc and spawn.cc.
 
-UniqueFd MakeLeaf(int user_directory, uint64_t id) {
+Leaf MakeLeaf(int user_directory, uint64_t id) {
   Demand(id != 0 && leaves.emplace(user_directory, id).second);
-  return NewDescriptor();
+  return {NewDescriptor(), NewDescriptor(), NewDescriptor()};
 }
 
-UniqueFd OpenLeaf(int, uint64_t) { std::abort(); }  // there is no earlier broker
+Leaf OpenLeaf(int, const std::string&) { std::abort(); }  // there is no earlier broker
 
 bool RemoveLeaf(int user_directory, uint64_t id) {
   Demand(leaves.erase({user_directory, id}) == 1);
@@ -52,8 +52,7 @@ Limits ApplyLimits(int, const Limits& limits, uint8_t, dev_t) {
 Counters ReadCounters(int) { return {}; }
 uint32_t CountProcesses(int) { return 0; }
 void ReadOomKills(int, uint32_t& kills, OomLevel&) { kills = 0; }
-int KillAll(int) { return 0; }
-UniqueFd OpenEvents(int) { return NewDescriptor(); }
+int KillAll(const UniqueFd&) { return 0; }
 bool IsPopulated(const UniqueFd&) { return false; }
 
 // A job named "end" is a process that ends at once; any other runs for as long as the loop does. One named "fail"

@@ -42,9 +42,9 @@ void Hold(bool rule, const char* what) {
 struct FakeJob {
   const User* user = nullptr;
   uint64_t id = 0;
-  UniqueFd pidfd, status, event;  // this side's ends of what the broker watches
+  UniqueFd pidfd, status, event, kill;  // this side's ends of what the broker has
   int leaf = -1, broker_pidfd = -1;
-  ino_t broker_event = 0;  // it moves the descriptor
+  ino_t broker_event = 0, broker_kill = 0;  // it moves these descriptors
   bool born = false, alive = false, reaped = false, leftovers = false, removed = false;
 };
 
@@ -80,9 +80,23 @@ JobKey KeyOf(const FakeJob& job) {
   Broken("a job without a user");
 }
 
+ino_t InodeOf(const UniqueFd& fd) {
+  struct stat info {};
+  Hold(fstat(fd.Get(), &info) == 0, "fstat");
+  return info.st_ino;
+}
+
+// The broker's end; `here` is this side's.
+UniqueFd NewPair(UniqueFd& here) {
+  int ends[2];
+  Hold(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
+  here.Reset(ends[1]);
+  return UniqueFd(ends[0]);
+}
+
 }  // namespace
 
-UniqueFd MakeLeaf(int user_directory, uint64_t id) {
+Leaf MakeLeaf(int user_directory, uint64_t id) {
   FakeJob job;
   for (const auto& [name, user] : *users) {
     if (user.cgroup.Get() == user_directory) job.user = &user;
@@ -91,15 +105,17 @@ UniqueFd MakeLeaf(int user_directory, uint64_t id) {
   const auto same = [&](const FakeJob& other) { return other.user == job.user && other.id == id && !other.removed; };
   Hold(std::none_of(jobs.begin(), jobs.end(), same), "a cgroup is made twice");
   if (id == 3) throw std::system_error(ENOSPC, std::generic_category());
-  UniqueFd leaf(eventfd(0, EFD_CLOEXEC));
+  Leaf leaf{UniqueFd(eventfd(0, EFD_CLOEXEC)), NewPair(job.event), NewPair(job.kill)};
   job.id = id;
-  job.leaf = leaf.Get();
+  job.leaf = leaf.directory.Get();
+  job.broker_event = InodeOf(leaf.events);
+  job.broker_kill = InodeOf(leaf.kill);
   jobs.push_back(std::move(job));
   return leaf;
 }
 
 // There is no earlier broker.
-UniqueFd OpenLeaf(int, uint64_t) { Broken("a job of an earlier broker"); }
+Leaf OpenLeaf(int, const std::string&) { Broken("a job of an earlier broker"); }
 
 bool RemoveLeaf(int user_directory, uint64_t id) {
   if (id == 3) return false;
@@ -145,8 +161,10 @@ Child Spawn(const User& user, const Start& start, int leaf, Stage& stage) {
   return child;
 }
 
-int KillAll(int leaf) {
-  FakeJob& job = OfLeaf(leaf);
+int KillAll(const UniqueFd& kill) {
+  const ino_t inode = InodeOf(kill);
+  FakeJob& job =
+      Find([&](const FakeJob& other) { return other.broker_kill == inode && !other.removed; }, "a strange kill");
   Hold(!job.alive || may_be_killed.contains(KeyOf(job)), "a job is killed that nobody named");
   End(job);
   if (job.id == 5) return EBUSY;
@@ -165,23 +183,8 @@ Counters ReadCounters(int leaf) {
 uint32_t CountProcesses(int leaf) { return OfLeaf(leaf).leftovers ? 1 : 0; }
 void ReadOomKills(int leaf, uint32_t&, OomLevel&) { (void)OfLeaf(leaf); }
 
-ino_t InodeOf(int fd) {
-  struct stat info {};
-  Hold(fstat(fd, &info) == 0, "fstat");
-  return info.st_ino;
-}
-
-UniqueFd OpenEvents(int leaf) {
-  FakeJob& job = OfLeaf(leaf);
-  int ends[2];
-  Hold(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
-  job.event.Reset(ends[1]);
-  job.broker_event = InodeOf(ends[0]);
-  return UniqueFd(ends[0]);
-}
-
 bool IsPopulated(const UniqueFd& events) {
-  const ino_t inode = InodeOf(events.Get());
+  const ino_t inode = InodeOf(events);
   const FakeJob& job =
       Find([&](const FakeJob& other) { return other.broker_event == inode && !other.removed; }, "strange events");
   return job.alive || job.leftovers;

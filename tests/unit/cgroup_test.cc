@@ -162,22 +162,30 @@ TEST_F(Cgroup, TellsWhoseMemoryLimitKilled) {
   expect("low 0\nhigh 0\nmax 0\noom 0\noom_kill 3\noom_group_kill 0\n", 3, OomLevel::kUser);
 }
 
-TEST_F(Cgroup, KillWritesOneToCgroupKill) {
-  EXPECT_EQ(KillAll(fd_.Get()), ENOENT);
-  Write("cgroup.kill", "");
-  EXPECT_TRUE(KillAll(fd_.Get()) == 0);
-  EXPECT_EQ(Read("cgroup.kill"), "1");
+TEST_F(Cgroup, ALeafComesWithWhatEndsIt) {
+  fs::create_directory(path_ / "7");
+  Write("7/cgroup.events", "populated 1\nfrozen 0\n");
+  Write("7/cgroup.kill", "");
+  const Result<Leaf> leaf = Try(OpenLeaf, fd_.Get(), std::string("7"));
+  ASSERT_TRUE(leaf.has_value());
+  EXPECT_TRUE(leaf.value().directory.IsOpen());
+  EXPECT_EQ(KillAll(leaf.value().kill), 0);
+  EXPECT_EQ(Read("7/cgroup.kill"), "1");
+  // It is read again each time.
+  EXPECT_TRUE(IsPopulated(leaf.value().events));
+  EXPECT_TRUE(IsPopulated(leaf.value().events));
+  Write("7/cgroup.events", "populated 0\nfrozen 0\n");
+  EXPECT_FALSE(IsPopulated(leaf.value().events));
 }
 
-TEST_F(Cgroup, PopulatedIsReadAgainEachTime) {
-  EXPECT_FALSE(IsPopulated(OpenEvents(fd_.Get())));  // it has been removed
-  Write("cgroup.events", "populated 1\nfrozen 0\n");
-  const Result<UniqueFd> events = Try(OpenEvents, fd_.Get());
-  ASSERT_TRUE(events.has_value());
-  EXPECT_TRUE(IsPopulated(events.value()));
-  EXPECT_TRUE(IsPopulated(events.value()));
-  Write("cgroup.events", "populated 0\nfrozen 0\n");
-  EXPECT_FALSE(IsPopulated(events.value()));
+TEST_F(Cgroup, ALeafThatIsNotThereIsClosed) {
+  const Result<Leaf> leaf = Try(OpenLeaf, fd_.Get(), std::string("7"));
+  ASSERT_TRUE(leaf.has_value());
+  EXPECT_FALSE(leaf.value().directory.IsOpen());
+  EXPECT_EQ(KillAll(leaf.value().kill), EBADF);
+  EXPECT_FALSE(IsPopulated(leaf.value().events));
+  fs::create_symlink("/", path_ / "7");
+  EXPECT_FALSE(Try(OpenLeaf, fd_.Get(), std::string("7")).has_value());
 }
 
 TEST_F(Cgroup, ALeafIsMadeOnceAndNeverAdopted) {

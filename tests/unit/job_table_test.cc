@@ -600,6 +600,20 @@ TEST_F(JobTableTest, AStopWithoutASignalKillsAtOnce) {
   EXPECT_TRUE(broker().NothingSent());
 }
 
+TEST_F(JobTableTest, AKillThatTheKernelRefusesIsTriedAgain) {
+  const auto view = StartRunning("alice");
+  Stop(view->key, {StopKind::kAsked, 0, 1h});
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(Next<Kill>().key, view->key);
+    broker().Send(Failed{view->key, RequestType::kKill, Stage::kKill, ENFILE});
+  }
+  EXPECT_EQ(Next<Kill>().key, view->key);
+  broker().Send(Failed{view->key, RequestType::kKill, Stage::kKill, ESRCH});  // it has just ended
+  End(view->key);
+  EXPECT_TRUE(stopped_.has_value());
+  EXPECT_TRUE(broker().NothingSent());
+}
+
 TEST_F(JobTableTest, AfterTheGracePeriodTheCgroupIsKilled) {
   const auto view = StartRunning("alice");
   Stop(view->key, {StopKind::kAsked, SIGTERM, 0ms});
