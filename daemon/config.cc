@@ -74,7 +74,7 @@ tl::expected<void, std::string> TakeTable(const toml::table& table, const Keys& 
   for (const auto& [name, node] : table) {
     const std::string path = prefix + std::string(name.str());
     if (const toml::table* inner = node.as_table(); inner != nullptr && HasSection(keys, path)) {
-      if (const auto taken = TakeTable(*inner, keys, path + "."); !taken) return taken;
+      if (auto taken = TakeTable(*inner, keys, path + "."); !taken) return taken;
       continue;
     }
     const auto key = keys.find(path);

@@ -413,27 +413,36 @@ TEST_F(Stored, AnEndThatIsKeptDoesNotCountAgainstAStart) {
   EXPECT_EQ(front_->Await<Failed>(Alice(3)).stage, Stage::kJobs);
 }
 
-// It ends without having dropped anything, and systemd starts another one.
+// With any number of descriptors it either serves them or ends without having dropped one, and systemd starts another.
 TEST_F(Stored, ABrokerThatHasNoRoomForItsJobsDoesNotLoseThem) {
   Reconnect();
   Begin(StartOf(1, {"sleep", "infinity"}));
   const pid_t job = MainOf(1);
   Kill9();
-  systemd_->Prepare();
-  const fs::path log = broker_.directory() / "starved";
-  Process starved(
-      {JOBBROKER, "--cgroup-root", broker_.cgroup(), "--users", broker_.directory() / "users", "--missing-controllers",
-       "warn", "--socket", broker_.socket(), "--peer", std::to_string(kFrontEndUid)},
-      log, -1, 0, [&] {
-        systemd_->Give("");
-        const rlimit few{8, 8};
-        setrlimit(RLIMIT_NOFILE, &few);
-      });
-  EXPECT_EQ(starved.Wait(), 1);
-  EXPECT_NE(ReadFile(log).find("RLIMIT_NOFILE is too low for the stored jobs"), std::string::npos) << ReadFile(log);
-  EXPECT_TRUE(IsAlive(job));
-  systemd_->Drain();
-  EXPECT_EQ(systemd_->Names(), std::vector<std::string>{"alice.1"});
+  std::set<std::string> said;
+  for (rlim_t few = 4; few < 40; ++few) {
+    systemd_->Prepare();
+    const fs::path log = broker_.directory() / "starved";
+    fs::remove(log);
+    Process starved(
+        {JOBBROKER, "--cgroup-root", broker_.cgroup(), "--users", broker_.directory() / "users",
+         "--missing-controllers", "warn", "--socket", broker_.socket(), "--peer", std::to_string(kFrontEndUid)},
+        log, -1, 0, [&] {
+          systemd_->Give("");
+          const rlimit files{few, few};
+          setrlimit(RLIMIT_NOFILE, &files);
+        });
+    ASSERT_TRUE(WaitForText(log, "\n"));
+    starved.Signal(SIGHUP);
+    (void)starved.Wait();
+    for (const char* what : {"RLIMIT_NOFILE is too low", "open cgroup 1", "waiting for a front end"}) {
+      if (ReadFile(log).find(what) != std::string::npos) said.insert(what);
+    }
+    systemd_->Drain();
+    ASSERT_EQ(systemd_->Names(), std::vector<std::string>{"alice.1"}) << few << ": " << ReadFile(log);
+    ASSERT_TRUE(IsAlive(job)) << few << ": " << ReadFile(log);
+  }
+  EXPECT_EQ(said.size(), 3U);
   StartBroker();
   EXPECT_EQ(Reconnect().held(), std::vector<JobKey>{Alice(1)});
 }
