@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kMaxData = 64 * 1024;
 
-grpc::Status Invalid(std::string why) { return {grpc::StatusCode::INVALID_ARGUMENT, std::move(why)}; }
+grpc::Status Invalid(const std::string& why) { return {grpc::StatusCode::INVALID_ARGUMENT, why}; }
 
 }  // namespace
 
