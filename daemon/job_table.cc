@@ -353,14 +353,15 @@ bool JobTable::MakeView(const Message& job, JobDescriptors descriptors, Entry& e
   lacking_.erase(job.key);  // first: see Journal::Hold
   UniqueFd index = std::move(descriptors[kJournalIndex]);
   const auto holder = index.IsOpen() ? Journal::Holder(index.Get()) : std::nullopt;
-  tl::expected<std::shared_ptr<Journal>, std::string> opened =
-      Because(holder ? fmt::format("the front end with pid {} still reads it", *holder)
-                     : "this process has no descriptors free");
-  if (index.IsOpen() && !holder) {
+  tl::expected<std::shared_ptr<Journal>, std::string> opened = Because("this process has no descriptors free");
+  if (holder) {
+    opened = Because(fmt::format("the front end with pid {} still reads it", *holder));
+    lacking_.try_emplace(job.key, std::move(index));
+  } else if (index.IsOpen()) {
     opened = Journal::Open(std::move(descriptors[kJournalData]), std::move(index), limits_.output.comes_back_within);
   }
   view.journal = opened ? std::move(*opened) : Journal::Unreadable(opened.error());
-  if (!opened) lacking_.try_emplace(job.key, std::move(index));
+  if (!opened) lacking_.try_emplace(job.key);
   (void)view.note.ParseFromString(view.journal->start().note);
   if (job.has_stdin != 0 || view.journal->start().want_stdin != 0) {
     view.input = std::make_shared<JobInput>(loop_, std::move(descriptors[kStdin]), view.journal);

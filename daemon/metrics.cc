@@ -120,10 +120,11 @@ struct MetricsPage::Server {
   prometheus::Exposer exposer;
 };
 
-tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string& address, Count count) {
+tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string& address,
+                                                                          const Count& count) {
   if (const auto checked = Check(address); !checked) return Because(checked.error());
   try {
-    return std::unique_ptr<MetricsPage>(new MetricsPage(std::make_unique<Server>(address, std::move(count))));
+    return std::unique_ptr<MetricsPage>(new MetricsPage(std::make_unique<Server>(address, count)));
   } catch (const std::exception&) {
     return Because(fmt::format("--metrics: cannot listen on {}: the port is in use", address));
   }

@@ -42,7 +42,7 @@ class MetricsPage {
   // Called for each scrape, on a thread of the page's.
   using Count = std::function<Census()>;
   // `address` is ADDR:PORT or [ADDR]:PORT. The error says what is wrong with it, or that the port cannot be had.
-  static tl::expected<std::unique_ptr<MetricsPage>, std::string> Open(const std::string& address, Count count);
+  static tl::expected<std::unique_ptr<MetricsPage>, std::string> Open(const std::string& address, const Count& count);
   ~MetricsPage();
   MetricsPage(const MetricsPage&) = delete;
   MetricsPage& operator=(const MetricsPage&) = delete;

@@ -18,7 +18,7 @@ void BrokerAnswered(Seconds) {}
 
 struct MetricsPage::Server {};
 
-tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string&, Count) {
+tl::expected<std::unique_ptr<MetricsPage>, std::string> MetricsPage::Open(const std::string&, const Count&) {
   return Because(
       "--metrics: this jobserver has none: all of its libraries are linked in, as in the tar.gz, and Debian has no "
       "such form of Prometheus's; leave --metrics out, or install the package jobworker-server, whose jobserver has "

@@ -102,7 +102,7 @@ void OutputCollector::ClosePipe(Job& job, size_t index) {
 // never end.
 bool OutputCollector::Finish(const JobKey& key) {
   Job& job = jobs_.at(key);
-  for (size_t i = 0; i < job.pipes.size(); ++i) {
+  for (size_t i = 0; i < std::size(kStreams); ++i) {
     int left = 0;
     if (job.pipes[i].IsOpen() && ioctl(job.pipes[i].Get(), FIONREAD, &left) != 0) return false;
     while (left > 0) {

@@ -80,7 +80,7 @@ Checked ReadLimits(const ResourceLimits& request, Limits& limits) {
                                                request.has_write_ops_per_second()};
   for (const LimitField& field : kLimitFields) {
     if (!asked.at(field.index)) continue;
-    const auto good = CheckRange(fmt::format("limits.{}", field.name), limits.at(field.index), field.least, field.most);
+    auto good = CheckRange(fmt::format("limits.{}", field.name), limits.at(field.index), field.least, field.most);
     if (!good) return good;
   }
   return {};
@@ -126,10 +126,10 @@ Checked ReadNote(const WorkerStartRequest& request, JobNote& note) {
                                kMaxRequestKey));
   }
   note.set_request_key(request.request_key());
-  if (const auto good = CheckLabels(request.labels()); !good) return good;
+  if (auto good = CheckLabels(request.labels()); !good) return good;
   *note.mutable_labels() = request.labels();
   if (request.has_timeout_ms()) {
-    const auto good = CheckTime("timeout_ms", request.timeout_ms(), 1, kMaxTimeoutMs, "which is 365 days");
+    auto good = CheckTime("timeout_ms", request.timeout_ms(), 1, kMaxTimeoutMs, "which is 365 days");
     if (!good) return good;
     note.set_timeout_ms(request.timeout_ms());
   }
