@@ -96,10 +96,10 @@ void Prune(int directory, const std::string& path, const std::set<std::string>& 
   while (const dirent* entry = entries != nullptr ? readdir(entries) : nullptr) {
     if (entry->d_type != DT_DIR || entry->d_name[0] == '.') continue;
     const std::string below = path + "/" + entry->d_name;
-    const auto [child, events, kill] = OpenLeaf(directory, entry->d_name);
-    const bool ends = !kept.contains(below) && KillAll(kill) == 0;
-    for (pollfd changed{events.Get(), POLLPRI, 0}; ends && IsPopulated(events);) (void)poll(&changed, 1, -1);
-    Prune(child.Get(), below, kept);
+    const Leaf leaf = OpenLeaf(directory, entry->d_name);
+    const bool ends = !kept.contains(below) && KillAll(leaf.kill) == 0;
+    for (pollfd changed{leaf.events.Get(), POLLPRI, 0}; ends && IsPopulated(leaf.events);) (void)poll(&changed, 1, -1);
+    Prune(leaf.directory.Get(), below, kept);
     if (ends) (void)unlinkat(directory, entry->d_name, AT_REMOVEDIR);
   }
   if (entries != nullptr) (void)closedir(entries);
