@@ -1,6 +1,5 @@
 // The kernel says no, at every step of a start: that start fails, nothing is left of it, the next one works.
 #include <poll.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,11 +27,13 @@ class Faults : public BoundaryTest, public testing::WithParamInterface<Fault> {
     const std::string call = fault.substr(0, fault.find(':'));
     const fs::path log = broker_.directory() / "strace";
     fs::remove(log);
-    strace_ = Process({"strace", "-f", "-o", "/dev/null", "-e", "trace=" + call, "-e", "inject=" + fault, "-p",
+    fs::remove(Trace());
+    strace_ = Process({"strace", "-f", "-o", Trace(), "-e", "trace=" + call, "-e", "inject=" + fault, "-p",
                        std::to_string(broker_pid())},
                       log);
     ASSERT_TRUE(WaitForText(log, "attached"));
   }
+  [[nodiscard]] fs::path Trace() const { return broker_.directory() / "trace"; }
   void StopInjecting() {
     strace_.Signal(SIGINT);
     (void)strace_.Wait();
@@ -162,9 +163,7 @@ TEST_P(OtherFaults, ARequestWhoseReadingIsInterruptedIsReadAgain) {
 TEST_P(OtherFaults, AViolationIsSeenAlsoWhileAChildHasACopyOfTheConnection) {
   Inject("dup2:signal=STOP:when=1");
   front().Send(StartOf(Alice(2), {"true"}));
-  while (ProcessesIn(Leaf(Alice(2))).empty()) sched_yield();
-  const pid_t child = ProcessesIn(Leaf(Alice(2)))[0];
-  while (DescriptorsOf(child) == DescriptorsOf(broker_pid())) sched_yield();
+  ASSERT_TRUE(WaitForText(Trace(), "--- stopped by SIGSTOP ---"));
   EXPECT_EQ(front().SendRaw("x"), 0);
   EXPECT_TRUE(front().AwaitClose());
   StopInjecting();
