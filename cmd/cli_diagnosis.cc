@@ -186,7 +186,9 @@ std::optional<std::string> DiagnoseConnection(const Server& server, const Identi
   ERR_clear_error();
   if (SSL_connect(session.get()) == 1) return ServersVerdict(session.get(), server, identity);
   const long verdict = SSL_get_verify_result(session.get());
-  if (verdict != X509_V_OK) return BadServerCertificate(server, identity, verdict);
+  // BoringSSL's while it has seen no certificate is X509_V_ERR_INVALID_CALL.
+  const bool judged = verdict != X509_V_OK && verdict != X509_V_ERR_INVALID_CALL;
+  if (judged) return BadServerCertificate(server, identity, verdict);
   return TlsFailure(server, identity, ERR_get_error());
 }
 

@@ -57,7 +57,7 @@ struct Pair {
     X509_sign(x, issuer != nullptr ? issuer->key.get() : key.get(), EVP_sha256());
   }
   void Extend(int what, const char* value) const {
-    X509_EXTENSION* const extension = X509V3_EXT_conf_nid(nullptr, nullptr, what, value);
+    X509_EXTENSION* const extension = X509V3_EXT_nconf_nid(nullptr, nullptr, what, value);
     X509_add_ext(certificate.get(), extension, -1);
     X509_EXTENSION_free(extension);
   }
