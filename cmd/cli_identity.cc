@@ -53,7 +53,7 @@ tl::expected<Identity, std::string> LoadIdentity(const Settings& settings, const
   auto files = LoadTlsFiles(directory->native(), settings.user);
   if (!files) return Because(files.error());
   Identity identity{*directory, settings.user, std::move(*files)};
-  const std::string problem = ValidityProblem(identity.files, time(nullptr));
+  const std::string problem = ValidityProblem(identity.files.validity, time(nullptr));
   if (problem.empty()) return identity;
   return Because(fmt::format("the certificate {} cannot be used: {}; ask for a new one, or look at the clock",
                              identity.CertificateFile(), problem));

@@ -26,8 +26,8 @@ int Fail(const std::string& why) {
 
 // Only people need to be told, and they have two weeks.
 void WarnBeforeExpiry(const Identity& identity) {
-  constexpr int64_t kDay = 86400;
-  const int64_t left = identity.files.valid_until - time(nullptr);
+  constexpr time_t kDay = 86400;
+  const time_t left = identity.files.validity.until - time(nullptr);
   if (left > 14 * kDay || isatty(STDERR_FILENO) != 1) return;
   Say(fmt::format("the certificate {} ends {}; ask for a new one in time", identity.CertificateFile(),
                   left < 2 * kDay ? "within two days" : fmt::format("in {} days", left / kDay)));

@@ -23,7 +23,7 @@ bool IsThere(const std::string& path) {
 
 std::string Problem(const std::string& directory, const TlsFiles& files, const TrustAnchors& anchors) {
   const time_t now = time(nullptr);
-  const std::string validity = ValidityProblem(files, now);
+  const std::string validity = ValidityProblem(files.validity, now);
   if (!validity.empty()) {
     return fmt::format("{}/worker.pem: {}; make a new one with jobworker-certs DIR --renew worker --install", directory,
                        validity);

@@ -51,15 +51,7 @@ bool IsForClients(X509* leaf) {
          (X509_get_extended_key_usage(leaf) & XKU_SSL_CLIENT) != 0;
 }
 
-// 0 when it cannot be read. BoringSSL of this age has no ASN1_TIME_to_tm.
-time_t ToTime(const ASN1_TIME* time) {
-  const std::unique_ptr<ASN1_TIME, Destroy<ASN1_TIME, ASN1_TIME_free>> epoch(ASN1_TIME_set(nullptr, 0));
-  int days = 0, seconds = 0;
-  if (time == nullptr || ASN1_TIME_diff(&days, &seconds, epoch.get(), time) != 1) return 0;
-  return time_t{days} * 86'400 + seconds;
-}
-
-// In which every certificate of the chain is valid. OpenSSL takes one for expired in the second that it names.
+// In which every certificate of the chain is valid.
 Validity ValidityOf(const STACK_OF(X509) * chain) {
   Validity all{0, std::numeric_limits<time_t>::max()};
   for (size_t i = 0; i < static_cast<size_t>(sk_X509_num(chain)); ++i) {

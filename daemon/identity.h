@@ -2,7 +2,6 @@
 #pragma once
 #include <openssl/ossl_typ.h>
 
-#include <algorithm>
 #include <ctime>
 #include <map>
 #include <memory>
@@ -13,16 +12,9 @@
 #include <tl/expected.hpp>
 #include <vector>
 
-namespace jobworker {
+#include "daemon/validity.h"
 
-// [from, until)
-struct Validity {
-  time_t from = 0, until = 0;
-  [[nodiscard]] bool Has(time_t time) const { return from <= time && time < until; }
-  [[nodiscard]] Validity With(const Validity& other) const {
-    return {std::max(from, other.from), std::min(until, other.until)};
-  }
-};
+namespace jobworker {
 
 // Whose certificate has passed every check, and the time in which none of these would turn out otherwise.
 struct Identity {

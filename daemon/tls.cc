@@ -40,12 +40,6 @@ Key ParseKey(std::string_view pem) {
   return {PEM_read_bio_PrivateKey(Borrow(pem).get(), nullptr, refuse, nullptr), &EVP_PKEY_free};
 }
 
-int64_t UnixTime(const ASN1_TIME* time) {
-  const std::unique_ptr<ASN1_TIME, decltype(&ASN1_TIME_free)> epoch(ASN1_TIME_set(nullptr, 0), &ASN1_TIME_free);
-  int days = 0, seconds = 0;
-  return ASN1_TIME_diff(&days, &seconds, epoch.get(), time) == 1 ? int64_t{86400} * days + seconds : 0;
-}
-
 bool IsKeyOf(X509* certificate, std::string_view key_pem) {
   const Key key = ParseKey(key_pem);
   const bool fits = key && X509_check_private_key(certificate, key.get()) == 1;
@@ -108,8 +102,8 @@ tl::expected<TlsFiles, std::string> LoadTlsFiles(const std::string& directory, c
                           "place",
                           base, base));
   }
-  return TlsFiles{*authorities, *certificate, *read, UnixTime(X509_get0_notBefore(parsed.get())),
-                  UnixTime(X509_get0_notAfter(parsed.get()))};
+  const Validity validity{ToTime(X509_get0_notBefore(parsed.get())), ToTime(X509_get0_notAfter(parsed.get()))};
+  return TlsFiles{*authorities, *certificate, *read, validity};
 }
 
 bool TlsTakes(const TlsFiles& files) {
@@ -139,11 +133,6 @@ tl::expected<void, std::string> CheckListenHost(const std::string& host, const T
       fmt::format("refusing to listen on {} with the published certificates: everybody has their keys. Make your own "
                   "with scripts/make-certs DIR --host NAME --user NAME and pass --certs DIR, or listen on 127.0.0.1",
                   host));
-}
-
-std::string ValidityProblem(const TlsFiles& files, time_t now) {
-  if (files.valid_until < now) return "it has expired";
-  return files.valid_from > now ? "it is not valid yet" : "";
 }
 
 }  // namespace jobworker

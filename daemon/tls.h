@@ -1,10 +1,10 @@
 // What both ends of a connection share: certificate files, TLS 1.3 and nothing older, the published certificates.
 #pragma once
-#include <cstdint>
-#include <ctime>
 #include <string>
 #include <string_view>
 #include <tl/expected.hpp>
+
+#include "daemon/validity.h"
 
 namespace jobworker {
 
@@ -14,10 +14,10 @@ void ForbidOldTls();
 
 // A certificate, its key, and the authorities that the other side's certificate must come from; all PEM.
 struct TlsFiles {
-  std::string authorities;                  // ca.pem
-  std::string certificate;                  // NAME.pem
-  std::string key;                          // NAME-key.pem
-  int64_t valid_from = 0, valid_until = 0;  // the certificate, both included; seconds since 1970
+  std::string authorities;  // ca.pem
+  std::string certificate;  // NAME.pem
+  std::string key;          // NAME-key.pem
+  Validity validity{};      // of the certificate
 };
 
 // Reads DIR/ca.pem, DIR/NAME.pem and DIR/NAME-key.pem, the last one not when there is a `key` to take instead. A key
@@ -34,8 +34,5 @@ bool IsPublished(std::string_view certificate_pem);
 // A server that shows a published certificate, or trusts their authority, may listen on loopback only: everybody has
 // the users' keys. `host` is an address or "localhost". The error says how to make certificates of one's own.
 tl::expected<void, std::string> CheckListenHost(const std::string& host, const TlsFiles& files);
-
-// A sentence when the certificate is not valid at that time, empty when it is.
-std::string ValidityProblem(const TlsFiles& files, time_t now);
 
 }  // namespace jobworker

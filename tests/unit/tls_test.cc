@@ -87,14 +87,15 @@ TEST_F(Files, ValidityIsThatOfTheCertificate) {
   directory_.Write("worker-key.pem", short_lived.KeyPem(), 0600);
   const auto files = Load();
   ASSERT_TRUE(files) << files.error();
-  EXPECT_GE(files->valid_from, before - 60);
-  EXPECT_LE(files->valid_from, after - 60);
-  EXPECT_GE(files->valid_until, before + 120);
-  EXPECT_LE(files->valid_until, after + 120);
-  EXPECT_EQ(ValidityProblem(*files, files->valid_from - 1), "it is not valid yet");
-  EXPECT_EQ(ValidityProblem(*files, files->valid_from), "");
-  EXPECT_EQ(ValidityProblem(*files, files->valid_until), "");
-  EXPECT_EQ(ValidityProblem(*files, files->valid_until + 1), "it has expired");
+  EXPECT_GE(files->validity.from, before - 60);
+  EXPECT_LE(files->validity.from, after - 60);
+  EXPECT_GE(files->validity.until, before + 120);
+  EXPECT_LE(files->validity.until, after + 120);
+  const auto [from, until] = files->validity;
+  EXPECT_EQ(ValidityProblem(files->validity, from - 1), "it is not valid yet");
+  EXPECT_EQ(ValidityProblem(files->validity, from), "");
+  EXPECT_EQ(ValidityProblem(files->validity, until - 1), "");
+  EXPECT_EQ(ValidityProblem(files->validity, until), "it has expired");
 }
 
 TEST_F(Files, PublishedKeysMayBeReadableAsGitLeavesThem) {
