@@ -54,7 +54,15 @@ class BrokerLinkTest : public ::testing::Test {
     broker.Next<Hello>();
     EXPECT_TRUE(jobs_.has_broker());
   }
+  // It has one, with its output.
+  void GiveJob(FakeBroker& broker) const {
+    const int pipe = pipe_.read.Get();
+    broker.Send(Welcome{kProtocolVersion, 0, 1});
+    broker.Send(Job{{"alice", 1}, {}, 0}, {pipe, pipe, memory_.data.Get(), memory_.index.Get()});
+  }
 
+  const JournalMemory memory_{Start{{"alice", 1}, {}, {"echo"}, {}}};
+  const TestPipe pipe_;
   testing::TemporaryDirectory directory_;
   const std::string path_ = directory_.path() + "/socket";
   int tried_ = 0, well_ = 0;
@@ -149,15 +157,9 @@ TEST_F(BrokerLinkTest, ALostBrokerIsMetAgain) {
 TEST_F(BrokerLinkTest, ABrokerWhoseDescriptorsFoundNoRoomIsMetAgainWhenThereIsSome) {
   const Rendezvous door(path_);
   link_.Meet(path_);
-  const JournalMemory memory(Start{{"alice", 1}, {}, {"echo"}, {}});
-  const TestPipe pipe;
-  const std::vector<int> given = {pipe.read.Get(), pipe.read.Get(), memory.data.Get(), memory.index.Get()};
   FakeBroker first, second;
   RunUntil([&] { return door.Visited(); });
-  for (FakeBroker* broker : {&first, &second}) {
-    broker->Send(Welcome{kProtocolVersion, 0, 1});
-    broker->Send(Job{{"alice", 1}, {}, 0}, given);
-  }
+  for (FakeBroker* broker : {&first, &second}) GiveJob(*broker);
   door.HandOver(door.Accept(), first);
   rlimit old{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &old), 0);
@@ -178,17 +180,11 @@ TEST_F(BrokerLinkTest, ABrokerWhoseDescriptorsFoundNoRoomIsMetAgainWhenThereIsSo
 
 TEST_F(BrokerLinkTest, ABrokerIsMetAgainOnceAnotherFrontEndHasLeftItsOutput) {
   const Rendezvous door(path_);
-  const JournalMemory memory(Start{{"alice", 1}, {}, {"echo"}, {}});
-  const TestPipe pipe;
-  const std::vector<int> given = {pipe.read.Get(), pipe.read.Get(), memory.data.Get(), memory.index.Get()};
-  auto other = std::make_unique<OtherFrontEnd>(memory);
+  auto other = std::make_unique<OtherFrontEnd>(memory_);
   link_.Meet(path_);
   FakeBroker first, second;
   RunUntil([&] { return door.Visited(); });
-  for (FakeBroker* broker : {&first, &second}) {
-    broker->Send(Welcome{kProtocolVersion, 0, 1});
-    broker->Send(Job{{"alice", 1}, {}, 0}, given);
-  }
+  for (FakeBroker* broker : {&first, &second}) GiveJob(*broker);
   door.HandOver(door.Accept(), first);
   RunUntil([&] { return jobs_.has_broker(); });
   EXPECT_TRUE(jobs_.lacks_output());
